@@ -1,0 +1,219 @@
+"""The values of the product: experiments and checkpoints, frozen, with the rules that follow from
+them. Nothing here reads a file, a clock or the environment.
+
+`best`, `latest` and `status` are each defined here once; the command line, the notebook, JSON and
+the dashboard all call them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+#: What JSON can hold, with NaN and the infinities.
+Value = Any
+Goal = Literal["minimize", "maximize"]
+
+SHORT_ID = 7
+#: A heartbeat is missed when it is older than this many of its own intervals.
+MISSED_BEATS = 3
+
+
+def short(id: str) -> str:
+    """The form of an id that people see: its first seven digits."""
+    return id[:SHORT_ID]
+
+
+class Status(StrEnum):
+    """How a run is doing, as far as the repository knows; never a guess shown as a fact."""
+
+    RUNNING = "running"  # its heartbeat is fresh
+    FINISHED = "finished"  # it stopped by itself
+    FAILED = "failed"  # it raised, or ended with an exit code other than 0
+    KILLED = "killed"  # a signal ended it, or its process vanished while the recorder lived on
+    LOST = "lost"  # the heartbeat stopped and nobody said why: the machine may be gone
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryMetric:
+    """The metric that decides which checkpoint is best."""
+
+    name: str
+    goal: Goal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecord:
+    """A version of an experiment's outputs.
+
+    `path` is what was passed to `checkpoint()`, relative to the project (None: no files); `tree`
+    is the hash of the manifest of those files. `size` is their bytes; `stored` is how many bytes
+    were new to the repository. Neither is None unless there are no files.
+    """
+
+    id: str
+    experiment: str
+    created: datetime
+    step: int | float | None
+    path: str | tuple[str, ...] | None
+    tree: str | None
+    metrics: Mapping[str, Value]
+    primary_metric: PrimaryMetric | None = None
+    size: int | None = None
+    stored: int | None = None
+
+    @property
+    def primary_value(self) -> float | None:
+        """The primary metric's value, or None when it is absent, not a number, or not finite."""
+        if self.primary_metric is None:
+            return None
+        value = self.metrics.get(self.primary_metric.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ExceptionInfo:
+    """The exception that ended a run."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How and when a run ended. `signal` is a name such as "SIGKILL", where it is known."""
+
+    time: datetime
+    status: Status
+    exception: ExceptionInfo | None = None
+    signal: str | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The last sign of life: how long ago, and how often one is due, both in seconds, by the
+    storage's own clock. `events` counts the journal lines that each writer says it has written."""
+
+    age: float
+    interval: float
+    events: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentRecord:
+    """One run of a training script: its inputs, and the fold of all that happened since.
+
+    `damage` has one sentence for each part of it that is stored but cannot be read.
+    """
+
+    id: str
+    created: datetime
+    params: Mapping[str, Value]
+    user: str
+    host: str
+    command: str
+    path: str | tuple[str, ...] | None
+    tree: str | None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
+    group: str | None = None
+    environment: Mapping[str, Value] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    size: int | None = None
+    stored: int | None = None
+    checkpoints: tuple[CheckpointRecord, ...] = ()
+    stop: Stop | None = None
+    heartbeat: Heartbeat | None = None
+    problems: tuple[str, ...] = ()
+    deleted: bool = False
+    damage: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """What is known of the run's end, else what its heartbeat says."""
+        if self.stop is not None:
+            return self.stop.status
+        beat = self.heartbeat
+        if beat is not None and beat.age <= MISSED_BEATS * beat.interval:
+            return Status.RUNNING
+        return Status.LOST
+
+    def best(self) -> CheckpointRecord | None:
+        """See `best`."""
+        return best(self.checkpoints)
+
+    def latest(self) -> CheckpointRecord | None:
+        """See `latest`."""
+        return latest(self.checkpoints)
+
+    @property
+    def primary_metric(self) -> PrimaryMetric | None:
+        """The primary metric that the latest checkpoint with one has named."""
+        return primary_metric(self.checkpoints)
+
+
+def primary_metric(checkpoints: Sequence[CheckpointRecord]) -> PrimaryMetric | None:
+    """The primary metric named last: a person who changes their mind in a run means the new one."""
+    for checkpoint in reversed(checkpoints):
+        if checkpoint.primary_metric is not None:
+            return checkpoint.primary_metric
+    return None
+
+
+def best(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
+    """The checkpoint with the best finite value of the primary metric, the earliest of equals.
+
+    None when no checkpoint has one. Only checkpoints that name the same primary metric as the last
+    one that names any are compared: 0.9 accuracy is not better than 0.1 loss.
+    """
+    primary = primary_metric(checkpoints)
+    if primary is None:
+        return None
+    found = None
+    for checkpoint in checkpoints:
+        if checkpoint.primary_metric != primary or checkpoint.primary_value is None:
+            continue
+        if found is None or _better(primary.goal, checkpoint.primary_value, found.primary_value):
+            found = checkpoint
+    return found
+
+
+def _better(goal: Goal, value: float, than: float | None) -> bool:
+    assert than is not None
+    return value < than if goal == "minimize" else value > than
+
+
+def latest(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
+    """The checkpoint made last (not the one with the highest step: steps may go back)."""
+    return checkpoints[-1] if checkpoints else None
+
+
+def differing_params(experiments: Iterable[ExperimentRecord]) -> list[str]:
+    """Names of the params, dotted where nested, whose values are not the same in all experiments.
+
+    A param that only some experiments have differs. In order of first appearance.
+    """
+    flat = [flatten(e.params) for e in experiments]
+    names = dict.fromkeys(name for params in flat for name in params)
+    missing = object()
+    return [n for n in names if any(p.get(n, missing) != flat[0].get(n, missing) for p in flat)]
+
+
+def flatten(params: Mapping[str, Value], prefix: str = "") -> dict[str, Value]:
+    """Nested params under dotted names: {"a": {"b": 1}} is {"a.b": 1}. Lists stay whole."""
+    flat: dict[str, Value] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
