@@ -170,7 +170,7 @@ def primary_metric(checkpoints: Sequence[CheckpointRecord]) -> PrimaryMetric | N
 
 
 def best(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
-    """The checkpoint with the best finite value of the primary metric, the earliest of equals.
+    """The checkpoint with the best finite value of the primary metric, the latest of equals.
 
     None when no checkpoint has one. Only checkpoints that name the same primary metric as the last
     one that names any are compared: 0.9 accuracy is not better than 0.1 loss.
@@ -182,14 +182,14 @@ def best(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
     for checkpoint in checkpoints:
         if checkpoint.primary_metric != primary or checkpoint.primary_value is None:
             continue
-        if found is None or _better(primary.goal, checkpoint.primary_value, found.primary_value):
+        if found is None or _as_good(primary.goal, checkpoint.primary_value, found.primary_value):
             found = checkpoint
     return found
 
 
-def _better(goal: Goal, value: float, than: float | None) -> bool:
-    assert than is not None
-    return value < than if goal == "minimize" else value > than
+def _as_good(goal: Goal, value: float, other: float | None) -> bool:
+    assert other is not None
+    return value <= other if goal == "minimize" else value >= other
 
 
 def latest(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
