@@ -46,7 +46,7 @@ class RepositoryError(ReplicateError):
 
 
 class StorageError(ReplicateError):
-    """The backend could not read or write: full disk, no permission, no network. Try again later."""
+    """The backend could not read or write: full disk, permission, network. Try again later."""
 
 
 class KeyNotFoundError(StorageError):
@@ -58,4 +58,4 @@ class DamagedError(ReplicateError):
 
 
 class UnsafeTreeError(ReplicateError):
-    """A manifest would write outside its directory, or is otherwise hostile. Nothing was written."""
+    """A manifest would write outside its directory, or is hostile. Nothing was written."""

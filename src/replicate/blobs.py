@@ -1,0 +1,109 @@
+"""Content-addressed bytes on a backend: a blob's name is the BLAKE3 hash of its raw bytes.
+
+It knows keys, hashes and encodings; it does not know which file a blob belongs to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+
+from blake3 import blake3
+
+from replicate import compression
+from replicate.backends.base import Backend, Content
+from replicate.errors import DamagedError, KeyNotFoundError
+
+#: No blob is larger, so that any one fits in memory (bytes).
+MAX_BLOB = 16 << 20
+#: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue.
+FLUSH_AT = 64 << 20
+
+
+def hash_of(content: Content) -> str:
+    """The BLAKE3 hash of `content`, 64 hex digits; what `b3sum` prints for the same bytes."""
+    return blake3(content).hexdigest()
+
+
+def blob_key(hash: str, suffix: str = "") -> str:
+    return f"blobs/{hash[:2]}/{hash}{suffix}"
+
+
+def tree_key(hash: str) -> str:
+    return f"trees/{hash[:2]}/{hash}.json"
+
+
+class Batch:
+    """Blobs and trees on their way into a backend, written many at a time.
+
+    What was added is durable only after `flush()`. `stored[owner]` then counts the bytes that were
+    new to the repository, for whoever added them first. Contents must stay valid until the flush.
+    """
+
+    def __init__(self, backend: Backend, *, compress: bool) -> None:
+        self._backend = backend
+        self._compress = compress
+        self._items: dict[str, tuple[Content, Hashable]] = {}
+        self._size = 0
+        self.stored: Counter[Hashable] = Counter()
+
+    def add_blob(self, content: Content, owner: Hashable) -> str:
+        """Queue one blob of at most MAX_BLOB bytes and return its hash."""
+        hash = hash_of(content)
+        self._add(hash, content, owner)
+        return hash
+
+    def add_tree(self, manifest: bytes, owner: Hashable) -> str:
+        """Queue a tree's manifest and return its hash."""
+        hash = hash_of(manifest)
+        self._queue(tree_key(hash), manifest, owner)
+        return hash
+
+    def flush(self) -> None:
+        """Write all that was added. Trees and blobs may go together, because nothing refers to a
+        tree before its journal line, and who adds a tree has added each of its blobs too."""
+        if not self._items:
+            return
+        created = self._backend.put_if_absent({k: c for k, (c, _) in self._items.items()})
+        for key in created:
+            content, owner = self._items[key]
+            self.stored[owner] += len(content)
+        self._items.clear()
+        self._size = 0
+
+    def _add(self, hash: str, content: Content, owner: Hashable) -> None:
+        if self._compress:
+            suffix, payload = compression.encode(content)
+            self._queue(blob_key(hash, suffix), payload, owner)
+        else:
+            self._queue(blob_key(hash), content, owner)
+
+    def _queue(self, key: str, content: Content, owner: Hashable) -> None:
+        if key not in self._items:
+            self._items[key] = (content, owner)
+            self._size += len(content)
+            if self._size >= FLUSH_AT:
+                self.flush()
+
+
+def read_blob(backend: Backend, hash: str, size: int) -> bytes:
+    """The raw bytes of a blob of `size` bytes, verified.
+
+    Raises DamagedError naming the key when they are missing or not what was written.
+    """
+    for suffix in compression.SUFFIXES:
+        key = blob_key(hash, suffix)
+        try:
+            payload = backend.get(key)
+        except KeyNotFoundError:
+            continue
+        data = compression.decode(suffix, payload, size) if suffix else payload
+        if len(data) != size or hash_of(data) != hash:
+            raise DamagedError(f"{backend.url}/{key} is damaged: its bytes do not match its name")
+        return data
+    raise DamagedError(f"{backend.url}/{blob_key(hash)} is missing")
+
+
+def read_blobs(backend: Backend, chunks: Iterable[tuple[str, int]]) -> Iterable[bytes]:
+    """The bytes of consecutive chunks, each verified, one at a time."""
+    return (read_blob(backend, hash, size) for hash, size in chunks)

@@ -1,0 +1,339 @@
+"""Model values to and from the JSON of the repository's format: the one place that knows the names
+of fields on disk. It reads and writes bytes that others fetch and store.
+
+Two forms carry a checksum, because a flipped bit in a number is still valid JSON: *documents*
+(experiment.json, heartbeat.json, checkout.json) and *events* (one line of a journal). The last
+member of each is `"check"`: the first 16 hex digits of the BLAKE3 hash of all bytes that stand
+before the comma in front of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from blake3 import blake3
+
+from replicate.errors import DamagedError
+from replicate.model import (
+    CheckpointRecord,
+    ExceptionInfo,
+    ExperimentRecord,
+    PrimaryMetric,
+    Status,
+    Stop,
+    Value,
+)
+
+_CHECK = re.compile(rb',\s*"check":\s*"([0-9a-f]{16})"\s*\}\s*\Z')
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def now() -> datetime:
+    """The time for a record: UTC, to the microsecond."""
+    return datetime.now(UTC)
+
+
+# ---------------------------------------------------------------- values
+
+
+def encode_value(value: Value) -> Value:
+    """`value` with what JSON lacks made explicit: a non-finite float is `{"$float": "NaN"}`.
+
+    A dict of the user's that has the single key "$float" or "$dict" is wrapped as {"$dict": …}, so
+    that what went in comes out.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": next(name for name, v in _NONFINITE.items() if repr(v) == repr(value))}
+    if isinstance(value, Mapping):
+        plain = {k: encode_value(v) for k, v in value.items()}
+        return (
+            {"$dict": plain} if len(plain) == 1 and plain.keys() <= {"$float", "$dict"} else plain
+        )
+    if isinstance(value, list | tuple):
+        return [encode_value(v) for v in value]
+    return value
+
+
+def decode_value(value: Value) -> Value:
+    """The inverse of `encode_value`."""
+    if isinstance(value, dict):
+        if len(value) == 1:
+            if "$float" in value:
+                return _NONFINITE[value["$float"]]
+            if "$dict" in value:
+                return {k: decode_value(v) for k, v in value["$dict"].items()}
+        return {k: decode_value(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [decode_value(v) for v in value]
+    return value
+
+
+def encode_time(time: datetime) -> str:
+    """RFC 3339 in UTC with microseconds, so that text order is time order."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def decode_time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+# ---------------------------------------------------------------- documents and events
+
+
+def dump(value: Mapping[str, Value], *, indent: int | None = None) -> bytes:
+    """JSON as UTF-8, without a final newline. Non-finite numbers must have been encoded."""
+    separators = (",", ":") if indent is None else (",", ": ")
+    text = json.dumps(
+        value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
+    )
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, as in an undecodable file name: escape it
+        return json.dumps(value, indent=indent, separators=separators, allow_nan=False).encode()
+
+
+def seal_document(value: Mapping[str, Value]) -> bytes:
+    """A document that a person can read, ending with its checksum."""
+    body = dump(value, indent=2).removesuffix(b"\n}")
+    return body + b',\n  "check": "' + _digest(body) + b'"\n}\n'
+
+
+def seal_event(value: Mapping[str, Value]) -> bytes:
+    """A journal line with its checksum and the newline that completes it."""
+    body = dump(value)[:-1]
+    return body + b',"check":"' + _digest(body) + b'"}\n'
+
+
+def unseal(data: bytes, name: str) -> dict[str, Any]:
+    """The value of a sealed document or event. Raises DamagedError, calling it `name`."""
+    found = _CHECK.search(data)
+    if found is None:
+        raise DamagedError(f"{name} is damaged: it does not end with a checksum")
+    body = data[: found.start()]
+    if _digest(body) != found[1]:
+        raise DamagedError(f"{name} is damaged: its checksum does not match")
+    value = json.loads(body + b"}")
+    if not isinstance(value, dict):
+        raise DamagedError(f"{name} is damaged: it is not a JSON object")
+    return value
+
+
+def _digest(body: bytes) -> bytes:
+    return blake3(body).hexdigest(length=8).encode()
+
+
+# ---------------------------------------------------------------- experiments
+
+
+def encode_experiment(record: ExperimentRecord) -> bytes:
+    """experiment.json: the inputs of the run. What happens later is in the journal."""
+    return seal_document(
+        {
+            "id": record.id,
+            "created": encode_time(record.created),
+            "name": record.name,
+            "tags": list(record.tags),
+            "notes": record.notes,
+            "group": record.group,
+            "params": encode_value(record.params),
+            "command": record.command,
+            "user": record.user,
+            "host": record.host,
+            "path": _encode_path(record.path),
+            "tree": record.tree,
+            "size": record.size,
+            "stored": record.stored,
+            "environment": encode_value(record.environment),
+            "packages": dict(record.packages),
+        }
+    )
+
+
+def decode_experiment(data: bytes, name: str) -> ExperimentRecord:
+    """The inverse of `encode_experiment`. Raises DamagedError, calling the document `name`."""
+    value = unseal(data, name)
+    try:
+        return ExperimentRecord(
+            id=value["id"],
+            created=decode_time(value["created"]),
+            name=value.get("name"),
+            tags=tuple(value.get("tags", ())),
+            notes=value.get("notes"),
+            group=value.get("group"),
+            params=decode_value(value["params"]),
+            command=value["command"],
+            user=value["user"],
+            host=value["host"],
+            path=_decode_path(value["path"]),
+            tree=value["tree"],
+            size=value.get("size"),
+            stored=value.get("stored"),
+            environment=decode_value(value.get("environment", {})),
+            packages=value.get("packages", {}),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _malformed(name, error) from error
+
+
+def _encode_path(path: str | tuple[str, ...] | None) -> Value:
+    return list(path) if isinstance(path, tuple) else path
+
+
+def _decode_path(path: Value) -> str | tuple[str, ...] | None:
+    return tuple(path) if isinstance(path, list) else path
+
+
+def _malformed(name: str, error: Exception) -> DamagedError:
+    return DamagedError(f"{name} is not in the format this version reads ({error!r})")
+
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a journal. `number` counts the lines of its `writer`, from 0."""
+
+    kind: str
+    time: datetime
+    writer: str
+    number: int
+    data: Mapping[str, Any]
+
+
+def encode_event(event: Event) -> bytes:
+    head = {"event": event.kind, "time": encode_time(event.time), "n": event.number}
+    return seal_event({**head, **event.data})
+
+
+def decode_event(line: bytes, writer: str, name: str) -> Event:
+    """The event of one journal line. Raises DamagedError, calling the line `name`."""
+    value = unseal(line, name)
+    try:
+        kind, time, number = value.pop("event"), decode_time(value.pop("time")), value.pop("n")
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(name, error) from error
+    return Event(kind, time, writer, number, value)
+
+
+def checkpoint_data(record: CheckpointRecord) -> dict[str, Value]:
+    """The data of a `checkpoint` event, whose time is the checkpoint's."""
+    primary = record.primary_metric
+    return {
+        "id": record.id,
+        "step": encode_value(record.step),
+        "path": _encode_path(record.path),
+        "tree": record.tree,
+        "metrics": encode_value(record.metrics),
+        "primary_metric": primary and {"name": primary.name, "goal": primary.goal},
+        "size": record.size,
+        "stored": record.stored,
+    }
+
+
+def _checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) -> CheckpointRecord:
+    primary = data.get("primary_metric")
+    return CheckpointRecord(
+        id=data["id"],
+        experiment=experiment,
+        created=time,
+        step=decode_value(data["step"]),
+        path=_decode_path(data["path"]),
+        tree=data["tree"],
+        metrics=decode_value(data["metrics"]),
+        primary_metric=PrimaryMetric(primary["name"], primary["goal"]) if primary else None,
+        size=data.get("size"),
+        stored=data.get("stored"),
+    )
+
+
+def stop_data(stop: Stop) -> dict[str, Value]:
+    """The data of a `stop` event."""
+    exception = stop.exception
+    return {
+        "status": str(stop.status),
+        "exception": exception
+        and {
+            "type": exception.type,
+            "message": exception.message,
+            "traceback": exception.traceback,
+        },
+        "signal": stop.signal,
+        "exit_code": stop.exit_code,
+    }
+
+
+def _stop(time: datetime, data: Mapping[str, Any]) -> Stop:
+    exception = data.get("exception")
+    return Stop(
+        time=time,
+        status=Status(data["status"]),
+        exception=ExceptionInfo(**exception) if exception else None,
+        signal=data.get("signal"),
+        exit_code=data.get("exit_code"),
+    )
+
+
+def fold(inputs: ExperimentRecord, events: Iterable[Event]) -> ExperimentRecord:
+    """The experiment that `inputs` became through `events`: the same in whatever order they come.
+
+    Events of a kind that this version does not know are passed over: a later version wrote them.
+    One that is known but malformed is named in `damage`.
+    """
+    folding = _Folding(inputs)
+    for event in sorted(events, key=lambda e: (e.time, e.writer, e.number)):
+        try:
+            folding.apply(event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            folding.damage.append(
+                f"event {event.number} of journal {event.writer} of experiment {inputs.id} "
+                f"is not in the format this version reads ({error!r})"
+            )
+    return folding.result()
+
+
+class _Folding:
+    """The state of a fold. Deletions are a set, so they hold whenever they come."""
+
+    def __init__(self, inputs: ExperimentRecord) -> None:
+        self.inputs = inputs
+        self.checkpoints: dict[str, CheckpointRecord] = {}
+        self.removed: set[str] = set()
+        self.packages = dict(inputs.packages)
+        self.stop: Stop | None = None
+        self.problems: list[str] = []
+        self.damage = list(inputs.damage)
+        self.deleted = False
+
+    def apply(self, event: Event) -> None:
+        data = event.data
+        if event.kind == "checkpoint":
+            # Recovery after a crash may write the same checkpoint again: the first stands.
+            record = _checkpoint(self.inputs.id, event.time, data)
+            self.checkpoints.setdefault(record.id, record)
+        elif event.kind == "packages":
+            self.packages.update(data["packages"])
+        elif event.kind == "stop":
+            self.stop = _stop(event.time, data)
+        elif event.kind == "problem":
+            self.problems.append(data["message"])
+        elif event.kind == "delete":
+            self.removed.update(data.get("checkpoints", ()))
+            self.deleted = self.deleted or "checkpoints" not in data
+
+    def result(self) -> ExperimentRecord:
+        return replace(
+            self.inputs,
+            checkpoints=tuple(c for c in self.checkpoints.values() if c.id not in self.removed),
+            packages=self.packages,
+            stop=self.stop,
+            problems=tuple(self.problems),
+            deleted=self.deleted,
+            damage=tuple(self.damage),
+        )
