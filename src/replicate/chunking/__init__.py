@@ -1,0 +1,81 @@
+"""Where a large file is cut into chunks: at its tensors when it is a container that says where they
+are, by its content otherwise.
+
+Cuts are hints. They decide how much two versions of a file share, never whether a file can be read:
+joined, the chunks are the file, whatever it holds. Sizes are constants rather than parts of the
+file's size, so that a growing file does not one day cut its old tensors anew; the figures behind
+them are in `docs/decisions/0002-chunk-sizes.md`. Nothing here knows of hashes or repositories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from replicate.chunking.containers import Span, find_spans
+
+KIB, MIB = 1 << 10, 1 << 20
+#: No chunk is longer. Readers may rely on it to refuse a manifest that says otherwise.
+MAX_CHUNK = 16 * MIB
+#: A file up to this long is one chunk.
+WHOLE_FILE = 64 * KIB
+#: A tensor of at least this size is cut from its neighbours; shorter ones merge up to it.
+LARGE_SPAN = 64 * KIB
+#: Longer tensors are cut every so many bytes, counted from the tensor's own start.
+GRID = 4 * MIB
+#: Least, typical and greatest length of a chunk where the content decides.
+CONTENT_SIZES = (64 * KIB, 256 * KIB, 4 * MIB)
+
+
+def cut(view: memoryview) -> list[int]:
+    """Where the chunks of a file end: ascending offsets, the last one `len(view)`, [] when empty.
+
+    Each chunk has 1 to `MAX_CHUNK` bytes. `view` is the file's bytes, as from `mmap`; of a
+    container only the headers are read. Never raises for what the bytes are. Not to be called from
+    several threads at once.
+    """
+    if len(view) <= WHOLE_FILE:
+        return [len(view)] if view else []
+    ends: list[int] = []
+    for span in _covering(find_spans(view), len(view)):
+        chunk_start = ends[-1] if ends else 0
+        if span.end - span.start >= LARGE_SPAN:
+            if span.start > chunk_start:
+                ends.append(span.start)
+            ends += _grid(span) if span.is_array else _by_content(view, span)
+        elif span.end - chunk_start >= LARGE_SPAN or span.end == len(view):
+            ends.append(span.end)
+    return ends
+
+
+def _covering(spans: Iterable[Span], size: int) -> Iterator[Span]:
+    """The spans, with what lies between them as spans of unknown content: every byte is in one."""
+    covered = 0
+    for span in spans:
+        if span.start > covered:
+            yield Span(covered, span.start, is_array=False)
+        yield span
+        covered = span.end
+    if covered < size:
+        yield Span(covered, size, is_array=False)
+
+
+def _grid(span: Span) -> list[int]:
+    """Cuts every `GRID` bytes. What is left is its own chunk only if it is large enough for one."""
+    ends = list(range(span.start + GRID, span.end, GRID))
+    if ends and span.end - ends[-1] < LARGE_SPAN:
+        ends.pop()
+    return [*ends, span.end]
+
+
+def _by_content(view: memoryview, span: Span) -> list[int]:
+    """Cuts that move with the content when bytes come before it; without pyfastcdc, a grid."""
+    try:
+        # The compiled class by name: `pyfastcdc.FastCDC` may be the Python one, which would take
+        # minutes for a gigabyte. Imported here because only the recorder of large files needs it.
+        from pyfastcdc.cy import FastCDC
+    except ImportError:
+        return _grid(span)
+    least, typical, greatest = CONTENT_SIZES
+    cutter = FastCDC(typical, min_size=least, max_size=greatest)
+    found = cutter.cut_buf(view[span.start : span.end])
+    return [span.start + chunk.offset + chunk.length for chunk in found]
