@@ -1,33 +1,25 @@
-"""A directory as a manifest: which files there are, and which blobs hold them.
+"""A tree: a directory's files as a manifest of paths, modes, sizes and hashes.
 
-It turns files into manifests and manifests into files. A manifest comes from a repository that
-somebody else may have written, so it is refused whole when any path in it could reach outside the
-directory it is meant for.
+A manifest comes from a repository that somebody else may have written, so it is refused whole when
+any path in it could reach outside the directory it is meant for. This module touches no file.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import posixpath
-import stat as stat_module
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from blake3 import blake3
-
-from replicate import chunking
 from replicate.backends.base import Backend
-from replicate.blobs import Batch, hash_of, read_blobs, tree_key
+from replicate.blobs import hash_of, tree_key
 from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
 from replicate.records import dump
 
-Kind = Literal["file", "link", "directory"]
+Kind = Literal["file", "link"]
 #: The repository's own directory, and what git keeps: no manifest may write there.
 _RESERVED = {".replicate", ".git"}
-_EMPTY = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +28,6 @@ class Entry:
 
     A file has `hash` (BLAKE3 of all its bytes), `size` in bytes, permission bits `mode`, and
     `chunks` (hash and size of each, in order) when it is more than one blob. A link has `target`.
-    A directory is listed only when it is empty.
     """
 
     path: str
@@ -72,51 +63,6 @@ class Tree:
         return {e.path: e for e in self.entries if e.kind == "file"}
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Something to put into a tree. `view` is a file's bytes; `target` is a link's."""
-
-    path: str
-    kind: Kind = "file"
-    mode: int = 0o644
-    view: memoryview = _EMPTY
-    target: str = ""
-
-
-def add_tree(batch: Batch, sources: Iterable[Source], owner: Hashable) -> tuple[str, int]:
-    """Queue the blobs and the manifest of `sources`; return the tree's hash and size in bytes.
-
-    The same files give the same hash, whatever their order and wherever they were read from.
-    """
-    entries = tuple(sorted((_entry(batch, s, owner) for s in sources), key=lambda e: e.path))
-    tree = Tree(entries)
-    validate(tree)
-    return batch.add_tree(encode_tree(tree), owner), tree.size
-
-
-def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
-    if source.kind != "file":
-        return Entry(source.path, source.kind, source.mode, target=source.target)
-    view = source.view
-    ends = chunking.cut(view)
-    if len(ends) <= 1:
-        hash = batch.add_blob(view, owner)
-        return Entry(source.path, mode=source.mode, size=len(view), hash=hash)
-    hasher, chunks, start = blake3(), [], 0
-    for end in ends:
-        chunk = view[start:end]
-        hasher.update(chunk)
-        chunks.append((batch.add_blob(chunk, owner), end - start))
-        start = end
-    return Entry(
-        source.path,
-        mode=source.mode,
-        size=len(view),
-        hash=hasher.hexdigest(),
-        chunks=tuple(chunks),
-    )
-
-
 # ---------------------------------------------------------------- manifests
 
 
@@ -130,8 +76,6 @@ def _encode_entry(entry: Entry) -> dict[str, Any]:
     value: dict[str, Any] = {"path": entry.path}
     if entry.kind == "link":
         return {**value, "kind": "link", "target": entry.target}
-    if entry.kind == "directory":
-        return {**value, "kind": "directory", "mode": f"{entry.mode:04o}"}
     value |= {"mode": f"{entry.mode:04o}", "size": entry.size, "hash": entry.hash}
     return {**value, "chunks": [list(c) for c in entry.chunks]} if entry.chunks else value
 
@@ -148,7 +92,7 @@ def decode_tree(data: bytes, name: str) -> Tree:
 
 def _decode_entry(value: dict[str, Any]) -> Entry:
     kind = value.get("kind", "file")
-    if kind not in ("file", "link", "directory"):
+    if kind not in ("file", "link"):
         raise UnsafeTreeError(f"{value['path']!r} is a {kind!r}, which is never checked out")
     entry = Entry(
         path=_text(value["path"]),
@@ -194,7 +138,9 @@ def validate(tree: Tree) -> None:
     """Raise UnsafeTreeError unless every path stays inside the directory it is checked out to."""
     kinds: dict[str, Kind] = {}
     for entry in tree.entries:
-        _validate_path(entry.path)
+        problem = unsafe_path(entry.path)
+        if problem:
+            raise UnsafeTreeError(f"the path {entry.path!r} is refused: {problem}")
         if entry.path in kinds:
             raise UnsafeTreeError(f"the path {entry.path!r} stands twice in the manifest")
         if entry.mode & ~0o777:
@@ -208,13 +154,16 @@ def validate(tree: Tree) -> None:
             raise UnsafeTreeError(f"the link {entry.path!r} leads outside, to {entry.target!r}")
 
 
-def _validate_path(path: str) -> None:
+def unsafe_path(path: str) -> str | None:
+    """Why `path` cannot stand in a tree, or None when it can."""
     parts = path.split("/")
-    unsafe = "\0" in path or "\\" in path or (len(path) > 1 and path[1] == ":")
-    if unsafe or any(part in ("", ".", "..") for part in parts):
-        raise UnsafeTreeError(f"the path {path!r} is not a plain relative path")
+    if "\0" in path or "\\" in path or path[1:2] == ":":
+        return "its name means something else on another system"
+    if any(part in ("", ".", "..") for part in parts):
+        return "it is not a plain relative path"
     if any(part.lower() in _RESERVED for part in parts):
-        raise UnsafeTreeError(f"the path {path!r} would write into {'/'.join(sorted(_RESERVED))}")
+        return f"it lies in {' or '.join(sorted(_RESERVED))}"
+    return None
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -231,44 +180,6 @@ def link_stays_inside(path: str, target: str) -> bool:
     return resolved != ".." and not resolved.startswith("../")
 
 
-# ---------------------------------------------------------------- checkout
-
-
-def write_entry(backend: Backend, entry: Entry, destination: Path) -> None:
-    """Write one entry to `destination`, which must not exist, in a directory that does.
-
-    Every byte is verified as it is written. Raises DamagedError naming what is lost.
-    """
-    if entry.kind == "link":
-        destination.symlink_to(entry.target)
-    elif entry.kind == "directory":
-        destination.mkdir()
-        destination.chmod(entry.mode)
-    else:
-        _write_file(backend, entry, destination)
-
-
-def _write_file(backend: Backend, entry: Entry, destination: Path) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(destination, flags | getattr(os, "O_BINARY", 0), 0o600)
-    with open(descriptor, "wb") as file:
-        whole = blake3()
-        for chunk in read_blobs(backend, entry.blobs):
-            whole.update(chunk)
-            file.write(chunk)
-    if whole.hexdigest() != entry.hash:
-        raise DamagedError(f"{entry.path} is damaged: its chunks do not make up the file's hash")
-    destination.chmod(entry.mode)
-
-
 def permission_bits(mode: int) -> int:
     """The bits of a file's mode that a manifest keeps."""
-    return stat_module.S_IMODE(mode) & 0o777
-
-
-Reader = Callable[[], bytes]
-
-
-def reader(backend: Backend, entry: Entry) -> Reader:
-    """A function that reads the whole of a file, verified, when it is called."""
-    return lambda: b"".join(read_blobs(backend, entry.blobs))
+    return mode & 0o777

@@ -1,0 +1,22 @@
+"""A directory as a manifest, and back: `manifest` holds the values and what is refused, `snapshot`
+goes from files to a tree, `checkout` from a tree to files."""
+
+from replicate.tree.checkout import Staged, stage
+from replicate.tree.manifest import Entry, Tree, decode_tree, encode_tree, read_tree, validate
+from replicate.tree.snapshot import Listing, Selected, Source, add_tree, select
+
+__all__ = [
+    "Entry",
+    "Listing",
+    "Selected",
+    "Source",
+    "Staged",
+    "Tree",
+    "add_tree",
+    "decode_tree",
+    "encode_tree",
+    "read_tree",
+    "select",
+    "stage",
+    "validate",
+]

@@ -1,0 +1,165 @@
+"""From files to a tree: which files a snapshot takes, and how their bytes become blobs.
+
+Selecting happens in the training process and reads no file; adding happens in the recorder, from
+copies that nobody changes any more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from blake3 import blake3
+
+from replicate import chunking, ignore
+from replicate.blobs import Batch
+from replicate.errors import NotFoundError, UsageError
+from replicate.tree.manifest import (
+    Entry,
+    Kind,
+    Tree,
+    encode_tree,
+    link_stays_inside,
+    permission_bits,
+    unsafe_path,
+    validate,
+)
+
+_EMPTY = memoryview(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """A file or link that a snapshot takes: `path` in the tree, `source` on disk."""
+
+    path: str
+    source: Path
+    kind: Kind
+    mode: int
+    size: int
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a snapshot takes, and a sentence for each thing that it cannot take."""
+
+    selected: tuple[Selected, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is taken."""
+        return sum(s.size for s in self.selected)
+
+
+def select(root: Path, paths: Iterable[str], *, use_ignore_files: bool) -> Listing:
+    """The files at and below `paths`, which are relative to `root`, with forward slashes.
+
+    Raises NotFoundError when a path is missing and UsageError when it is outside the root. Links
+    are kept as links while they stay inside `root`; one to a file outside stands for that file.
+    """
+    selected: dict[str, Selected] = {}
+    left_out: dict[str, str] = {}
+    for path in paths:
+        for entry in ignore.walk(root, path, use_ignore_files):
+            found = _select(root, entry)
+            if isinstance(found, str):
+                left_out[entry.path] = f"{entry.path}: {found}"
+            else:
+                selected[entry.path] = found
+    return Listing(tuple(selected.values()), tuple(left_out.values()))
+
+
+def _select(root: Path, entry: ignore.Entry) -> Selected | str:
+    """The entry as the snapshot takes it, or why it cannot."""
+    if entry.kind == "skipped" or entry.stat is None:
+        return entry.problem or "it cannot be read"
+    problem = unsafe_path(entry.path)
+    if problem:
+        return problem
+    source = root / entry.path
+    if entry.kind == "symlink":
+        return _select_link(root, entry.path, source)
+    mode = permission_bits(entry.stat.st_mode)
+    return Selected(entry.path, source, "file", mode, entry.stat.st_size)
+
+
+def _select_link(root: Path, path: str, source: Path) -> Selected | str:
+    try:
+        target = os.readlink(source)
+        if link_stays_inside(path, target):
+            return Selected(path, source, "link", 0o777, 0, target)
+        stat = source.stat()
+    except OSError:
+        return "it is a link that leads nowhere"
+    if not source.is_file():
+        return f"it is a link to {target}, outside the project, which is not a file"
+    return Selected(path, source, "file", permission_bits(stat.st_mode), stat.st_size)
+
+
+def relative(root: Path, path: str | os.PathLike[str], *, base: Path) -> str:
+    """`path` (relative to `base`) as a path inside `root`, with forward slashes; "." is the root.
+
+    Raises UsageError when it is outside the root, and NotFoundError when it does not exist.
+    """
+    whole = Path(os.path.abspath(base / path))
+    if not os.path.lexists(whole):
+        raise NotFoundError(f'"{path}" does not exist (looked for {whole})')
+    for inside, here in ((whole, root), (whole.resolve(), root.resolve())):
+        if inside.is_relative_to(here):
+            return inside.relative_to(here).as_posix()
+    raise UsageError(
+        f'"{path}" is outside the project directory, {root}',
+        hint="Save it inside the project, or copy it there before it is recorded.",
+    )
+
+
+# ---------------------------------------------------------------- adding
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What goes into a tree. `view` is a file's bytes; `target` is a link's."""
+
+    path: str
+    kind: Kind = "file"
+    mode: int = 0o644
+    view: memoryview = _EMPTY
+    target: str = ""
+
+
+def add_tree(batch: Batch, sources: Iterable[Source], owner: Hashable) -> tuple[str, int]:
+    """Queue the blobs and the manifest of `sources`; return the tree's hash and size in bytes.
+
+    The same files give the same hash, whatever their order and wherever they were read from.
+    """
+    entries = tuple(sorted((_entry(batch, s, owner) for s in sources), key=lambda e: e.path))
+    tree = Tree(entries)
+    validate(tree)
+    return batch.add_tree(encode_tree(tree), owner), tree.size
+
+
+def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
+    if source.kind == "link":
+        return Entry(source.path, "link", target=source.target)
+    view = source.view
+    ends = chunking.cut(view)
+    if len(ends) <= 1:
+        hash = batch.add_blob(view, owner)
+        return Entry(source.path, mode=source.mode, size=len(view), hash=hash)
+    hasher, chunks, start = blake3(), [], 0
+    for end in ends:
+        chunk = view[start:end]
+        hasher.update(chunk)
+        chunks.append((batch.add_blob(chunk, owner), end - start))
+        start = end
+    return Entry(
+        source.path,
+        mode=source.mode,
+        size=len(view),
+        hash=hasher.hexdigest(),
+        chunks=tuple(chunks),
+    )
