@@ -9,11 +9,11 @@ divide makes the first planes one byte longer. A suffix names the encoding:
     ".p2.zst"   2 zstd frames one after another, frame i holding plane i
     ".p4.zst"   4 of them
 
-So `zstd -dc` opens every one; for planes, their bytes are then in turn (here K = 4):
+So `zstd -dc` opens every one; for planes, their bytes are then in turn. In Python, with K = 4:
 
-    import sys, zstandard
-    reader = zstandard.ZstdDecompressor().stream_reader(open(sys.argv[1], "rb"), True)
-    planes, start = reader.readall(), 0                     # or the output of `zstd -dc`
+    frames = open(name, "rb")
+    reader = zstandard.ZstdDecompressor().stream_reader(frames, read_across_frames=True)
+    planes, start = reader.readall(), 0
     out = bytearray(len(planes))
     for i in range(4):
         out[i::4] = planes[start : (start := start + len(out[i::4]))]

@@ -16,10 +16,9 @@ from replicate.chunking.containers import Span, find_spans
 KIB, MIB = 1 << 10, 1 << 20
 #: No chunk is longer. Readers may rely on it to refuse a manifest that says otherwise.
 MAX_CHUNK = 16 * MIB
-#: A file up to this long is one chunk.
-WHOLE_FILE = 64 * KIB
-#: A tensor of at least this size is cut from its neighbours; shorter ones merge up to it.
-LARGE_SPAN = 64 * KIB
+#: A tensor of at least this size is cut from its neighbours; shorter ones merge up to it. A file
+#: shorter than this is one chunk.
+LARGE_SPAN = 128 * KIB
 #: Longer tensors are cut every so many bytes, counted from the tensor's own start.
 GRID = 4 * MIB
 #: Least, typical and greatest length of a chunk where the content decides.
@@ -33,7 +32,7 @@ def cut(view: memoryview) -> list[int]:
     container only the headers are read. Never raises for what the bytes are. Not to be called from
     several threads at once.
     """
-    if len(view) <= WHOLE_FILE:
+    if len(view) < LARGE_SPAN:
         return [len(view)] if view else []
     ends: list[int] = []
     for span in _covering(find_spans(view), len(view)):
