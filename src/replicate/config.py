@@ -1,0 +1,232 @@
+"""What the user has configured: finds and reads `replicate.yaml` and the `REPLICATE_*` variables.
+
+Knows nothing of repositories or experiments, opens no network, and is the only module below the
+faces that reads the environment. A value is never silently ignored: what cannot be meant is a
+ConfigError that says where it stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from replicate.errors import ConfigError
+
+Compression = Literal["auto", "none", "zstd"]
+
+CONFIG_NAMES = ("replicate.yaml", "replicate.yml")
+DEFAULT_REPOSITORY = ".replicate"
+DEFAULT_MAX_SNAPSHOT_SIZE = 100_000_000
+
+#: Every variable that is read, and what it means. The documentation is generated from this.
+ENVIRONMENT: Mapping[str, str] = {
+    "REPLICATE_REPOSITORY": "The repository; overrides `repository:` in replicate.yaml",
+    "REPLICATE_DIRECTORY": "Where to look for the project, instead of the working directory",
+    "REPLICATE_HOST": "The host that is recorded, instead of this machine's name",
+    "REPLICATE_USER": "The user that is recorded, instead of the one that is logged in",
+    "REPLICATE_COMMAND": "The command that is recorded, instead of the process's own",
+    "REPLICATE_MODE": "`disabled`: record nothing",
+    "REPLICATE_ALL_RANKS": "`1`: record every process of a distributed run, not only rank 0",
+}
+#: Variables of this prefix belong to the client of replicate.com, which shares our name.
+_FOREIGN_PREFIX = "REPLICATE_API_"
+#: What launchers set: torchrun and its kind, Slurm, Open MPI. The nearest to the process is first.
+_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{suffix}".lower(): base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for suffix, base in (("B", 1000), ("iB", 1024), ("", 1000))
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What the user has decided, with the defaults filled in.
+
+    `repository` is as it was written: a relative path is relative to `directory`, the project's.
+    `source` says who wrote it: "argument", "REPLICATE_REPOSITORY", "default", or the file's path.
+    `max_snapshot_size` is in bytes. `host`, `user` and `command` override what is recorded.
+    """
+
+    directory: Path
+    file: Path | None = None
+    repository: str = DEFAULT_REPOSITORY
+    source: str = "default"
+    compression: Compression = "auto"
+    max_snapshot_size: int = DEFAULT_MAX_SNAPSHOT_SIZE
+    host: str | None = None
+    user: str | None = None
+    command: str | None = None
+    disabled: bool = False
+
+
+def find_project(start: Path) -> tuple[Path, Path | None]:
+    """The project that `start` is in, and its configuration file if it has one.
+
+    The nearest directory, from `start` upwards, with a `replicate.yaml`; else the nearest with a
+    `.replicate/`; else `start`. A `.replicate/` in the home directory counts only for scripts that
+    run right there: one such run must not adopt every other directory of the user.
+    """
+    start = start.resolve()
+    parents = (start, *start.parents)
+    for directory in parents:
+        for name in CONFIG_NAMES:
+            if (directory / name).is_file():
+                return directory, directory / name
+    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111 - Path.home() may raise
+    for directory in parents:
+        if directory == home and directory != start:
+            continue
+        if (directory / DEFAULT_REPOSITORY).is_dir():
+            return directory, None
+    return start, None
+
+
+def load(
+    directory: Path | None = None,
+    *,
+    repository: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """The configuration that holds in `directory`: argument, then environment, file, default.
+
+    Raises ConfigError for a file or a variable that cannot be meant.
+    """
+    start = directory or Path(environ.get("REPLICATE_DIRECTORY") or ".")
+    if not start.is_dir():
+        raise ConfigError(f"The project's directory does not exist: {start}")
+    project, file = find_project(start)
+    values = _read(file) if file else {}
+    source = str(file) if "repository" in values else "default"
+    if variable := environ.get("REPLICATE_REPOSITORY"):
+        values["repository"], source = variable, "REPLICATE_REPOSITORY"
+    if repository is not None:
+        values["repository"], source = repository, "argument"
+    return Config(
+        directory=project,
+        file=file,
+        source=source,
+        host=environ.get("REPLICATE_HOST") or None,
+        user=environ.get("REPLICATE_USER") or None,
+        command=environ.get("REPLICATE_COMMAND") or None,
+        disabled=_disabled(environ),
+        **values,
+    )
+
+
+def rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This process's number in a distributed run; 0 when it is alone or every rank is wanted.
+
+    Slurm numbers a single task 0 too, so a step of one task records as any other script.
+    """
+    if environ.get("REPLICATE_ALL_RANKS") == "1":
+        return 0
+    for name in _RANK_VARIABLES:
+        value = environ.get(name, "")
+        if value.isascii() and value.isdigit():
+            return int(value)
+    return 0
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The `REPLICATE_*` variables that nothing reads, sorted: most likely misspelt."""
+    return sorted(
+        name
+        for name in environ
+        if name.startswith("REPLICATE_")
+        and not name.startswith(_FOREIGN_PREFIX)
+        and name not in ENVIRONMENT
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The settings in `file`, checked; only those that it has."""
+    values: dict[str, Any] = {}
+    for key, value, line in _entries(file):
+        where = f"{file}, line {line}"
+        if key not in _SETTINGS:
+            near = difflib.get_close_matches(str(key), list(_SETTINGS), n=1)
+            hint = f"Did you mean `{near[0]}`?" if near else f"Known: {', '.join(_SETTINGS)}."
+            raise ConfigError(f"Unknown key `{key}` ({where})", hint=hint)
+        if key in values:
+            raise ConfigError(f"`{key}` is given twice ({where})")
+        try:
+            values[key] = _SETTINGS[key](value)
+        except ValueError as error:
+            raise ConfigError(f"`{key}` must be {error}, not {value!r} ({where})") from None
+    return values
+
+
+def _entries(file: Path) -> Iterator[tuple[Any, Any, int]]:
+    """Each key of a YAML mapping, its value, and its line."""
+    import yaml  # 20 ms that only those with a replicate.yaml pay
+
+    try:
+        loader = yaml.SafeLoader(file.read_bytes())
+        root = loader.get_single_node()
+        if root is None:
+            return
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{file} must hold lines of `key: value`")
+        for key, value in root.value:
+            yield _scalar(loader, key), _scalar(loader, value), key.start_mark.line + 1
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+
+
+def _scalar(loader: Any, node: Any) -> Any:
+    """A node's value. No setting is a list or a mapping: those are named, not built."""
+    return loader.construct_object(node) if node.id == "scalar" else _Nested()
+
+
+class _Nested:
+    """A list or a mapping, where neither is meant."""
+
+    def __repr__(self) -> str:
+        return "a list or a mapping"
+
+
+def _repository(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise ValueError("a path or a URL such as s3://bucket/root")
+
+
+def _compression(value: object) -> Compression:
+    if value in get_args(Compression):
+        return cast(Compression, value)
+    raise ValueError("one of auto, none, zstd")
+
+
+def parse_size(value: object) -> int:
+    """Bytes from `500MB`, `1.5 GiB` or a number of bytes. ValueError says what was expected."""
+    text = "" if isinstance(value, bool) else str(value)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    size = 0
+    if match and match[2] in _UNITS:
+        size = int(float(match[1]) * _UNITS[match[2]])
+    if size > 0:
+        return size
+    raise ValueError("a size such as 500MB")
+
+
+#: The keys of replicate.yaml, and how each is read.
+_SETTINGS: Mapping[str, Callable[[object], Any]] = {
+    "repository": _repository,
+    "compression": _compression,
+    "max_snapshot_size": parse_size,
+}
+
+
+def _disabled(environ: Mapping[str, str]) -> bool:
+    mode = environ.get("REPLICATE_MODE", "")
+    if mode not in ("", "disabled"):
+        raise ConfigError(f"REPLICATE_MODE must be `disabled` or unset, not {mode!r}")
+    return mode == "disabled"
