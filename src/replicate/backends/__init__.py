@@ -1,0 +1,1 @@
+"""Where the bytes are: one contract (`base`) and the storages that keep it."""

@@ -31,13 +31,23 @@ def validate_key(key: str) -> str:
     return key
 
 
+def validate_prefix(prefix: str, after: str) -> None:
+    """Raise UsageError unless `prefix` is "" or a directory as `a/b/`, and `after` "" or a key."""
+    if prefix:
+        validate_key(prefix.removesuffix("/"))
+        if not prefix.endswith("/"):
+            raise UsageError(f"not a whole directory: {prefix!r}", hint=f"Did you mean {prefix}/ ?")
+    if after:
+        validate_key(after)
+
+
 @dataclass(frozen=True, slots=True)
 class Stat:
     """What a backend knows of a key without reading it.
 
     `modified` is in seconds since the epoch by the *backend's* clock: compare it with
     `Backend.clock()`, never with this machine's. `version` changes whenever the bytes do
-    (mtime in nanoseconds and size on disk, the etag in a bucket).
+    (inode, mtime and size on disk, the etag in a bucket).
     """
 
     key: str
@@ -48,6 +58,9 @@ class Stat:
 
 class Backend(ABC):
     """A root in some storage, holding immutable and appendable objects under keys.
+
+    No key is also a directory of other keys: `a` and `a/b` exclude each other, as on a disk.
+    Every key is checked with `validate_key` before anything is read or written.
 
     Every method raises StorageError (with the key and the cause) when the storage fails; none
     retries silently for ever, none prints. All are safe to call from several threads.
@@ -82,7 +95,9 @@ class Backend(ABC):
         """Make `key` hold `existing + added`, durably. Only for a key that has a single writer.
 
         `existing` is what that writer has put there so far. A disk appends and reads none of it;
-        a bucket replaces the object. A reader sees `existing` and some prefix of `added`.
+        a bucket replaces the object. A reader sees `existing` and some prefix of `added`. A call
+        that failed may be repeated. Raises DamagedError where the storage holds less than
+        `existing`, if it can tell.
         """
 
     @abstractmethod
@@ -101,6 +116,7 @@ class Backend(ABC):
         A key that is not there is no error: somebody else removed it. With `unless_modified_since`
         (a time of `clock()`), a key that was written or touched at or after it is left, also when
         that happens while this call runs: what a writer touched is never lost to a collector.
+        After a crash of the machine a removed key may be back.
         """
 
     @abstractmethod

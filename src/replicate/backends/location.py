@@ -1,0 +1,51 @@
+"""What a user writes in `repository:` becomes a backend.
+
+Knows the schemes and how a path is written; knows nothing of what a backend does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from replicate.backends.base import Backend
+from replicate.backends.local import LocalBackend
+from replicate.errors import ConfigError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(.*)", re.DOTALL)
+_CLOUD = ("s3", "gs", "az")
+
+
+def open_backend(location: str, *, relative_to: Path) -> Backend:
+    """The backend at `location`: a path or `file://path`, relative ones from `relative_to`.
+
+    `~` is the user's home. Nothing is read or written. Raises ConfigError for anything else.
+    """
+    match = _SCHEME.fullmatch(location)
+    if match is None:
+        return _local(location, relative_to)
+    scheme, rest = match[1].lower(), match[2]
+    if scheme == "file":
+        return _local(rest, relative_to)
+    if scheme in _CLOUD:
+        raise ConfigError(
+            f"this version reads local repositories only, not {location!r}",
+            hint="Use a path, such as one on a disk that your machines share.",
+        )
+    raise ConfigError(
+        f"unknown kind of repository: {location!r}",
+        hint=f"Use a path, file://, {', '.join(f'{name}://' for name in _CLOUD)}.",
+    )
+
+
+def _local(path: str, relative_to: Path) -> LocalBackend:
+    if not path.strip():
+        raise ConfigError(
+            "the repository's location is empty", hint="Use a path, such as .replicate"
+        )
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"cannot tell which home directory {path!r} means") from error
+    return LocalBackend(Path(os.path.abspath(relative_to / expanded)))
