@@ -33,7 +33,7 @@ say 'What is different between the two?'
 run replicate diff "$first" "$second"
 
 say 'Get the code and the model of the best checkpoint back.'
-run replicate checkout "$second" --output-directory best
+run replicate checkout "$second" -o best
 run ls best
 
 say 'All of it is plain files.'
