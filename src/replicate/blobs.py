@@ -12,10 +12,11 @@ from blake3 import blake3
 
 from replicate import compression
 from replicate.backends.base import Backend, Content
+from replicate.chunking import MAX_CHUNK
 from replicate.errors import DamagedError, KeyNotFoundError
 
 #: No blob is larger, so that any one fits in memory (bytes).
-MAX_BLOB = 16 << 20
+MAX_BLOB = MAX_CHUNK
 #: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue.
 FLUSH_AT = 64 << 20
 
@@ -94,12 +95,16 @@ def read_blob(backend: Backend, hash: str, size: int) -> bytes:
     for suffix in compression.SUFFIXES:
         key = blob_key(hash, suffix)
         try:
-            payload = backend.get(key)
+            payload = backend.get(key, 0, MAX_BLOB + 1)
         except KeyNotFoundError:
             continue
-        data = compression.decode(suffix, payload, size) if suffix else payload
+        name = f"{backend.url}/{key}"
+        try:
+            data = compression.decode(suffix, payload, size) if suffix else payload
+        except DamagedError as error:
+            raise DamagedError(f"{name} is damaged: {error}") from error
         if len(data) != size or hash_of(data) != hash:
-            raise DamagedError(f"{backend.url}/{key} is damaged: its bytes do not match its name")
+            raise DamagedError(f"{name} is damaged: its bytes do not match its name")
         return data
     raise DamagedError(f"{backend.url}/{blob_key(hash)} is missing")
 

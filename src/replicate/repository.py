@@ -126,6 +126,10 @@ class Repository:
         found = (self._read(id, keys) for id, keys in self._keys().items())
         return sorted((e for e in found if not e.deleted), key=lambda e: (e.created, e.id))
 
+    def has(self, id: str) -> bool:
+        """Whether the experiment with this whole id has been created."""
+        return self.backend.stat(_experiment_key(id)) is not None
+
     def experiment(self, id: str) -> ExperimentRecord:
         """The experiment with this whole id, deleted or not. Raises KeyNotFoundError."""
         stats = list(self.backend.list(f"experiments/{id}/"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from replicate.errors import UsageError
 
-Content = bytes | bytearray | memoryview
+Content = bytes | memoryview
 
 # One path component: no separators, no control characters, no drive letters or NTFS streams, no
 # leading dot (so neither `..` nor a hidden temporary file of a backend can be named), no trailing

@@ -1,0 +1,24 @@
+"""The operations a user has: record, list, show, compare, check out, delete. Faces call these and
+nothing below them."""
+
+from replicate.project.checkouts import CheckedOut, CheckoutPlan
+from replicate.project.experiments import (
+    Checkpoint,
+    CheckpointList,
+    Experiment,
+    ExperimentList,
+    Experiments,
+)
+from replicate.project.project import Picked, Project
+
+__all__ = [
+    "CheckedOut",
+    "CheckoutPlan",
+    "Checkpoint",
+    "CheckpointList",
+    "Experiment",
+    "ExperimentList",
+    "Experiments",
+    "Picked",
+    "Project",
+]

@@ -1,9 +1,9 @@
 """A directory as a manifest, and back: `manifest` holds the values and what is refused, `snapshot`
 goes from files to a tree, `checkout` from a tree to files."""
 
-from replicate.tree.checkout import Staged, stage
+from replicate.tree.checkout import Staged, reader, same_file, stage
 from replicate.tree.manifest import Entry, Tree, decode_tree, encode_tree, read_tree, validate
-from replicate.tree.snapshot import Listing, Selected, Source, add_tree, select
+from replicate.tree.snapshot import Listing, Selected, Source, add_tree, relative, select
 
 __all__ = [
     "Entry",
@@ -16,6 +16,9 @@ __all__ = [
     "decode_tree",
     "encode_tree",
     "read_tree",
+    "reader",
+    "relative",
+    "same_file",
     "select",
     "stage",
     "validate",

@@ -17,7 +17,7 @@ from blake3 import blake3
 from replicate.backends.base import Backend
 from replicate.blobs import read_blobs
 from replicate.errors import DamagedError, StorageError, UnsafeTreeError
-from replicate.tree.manifest import Entry
+from replicate.tree.manifest import Entry, permission_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +108,15 @@ def _write(backend: Backend, entry: Entry, place: Path) -> None:
 def reader(backend: Backend, entry: Entry) -> Callable[[], bytes]:
     """A function that reads the whole file, verified, each time it is called."""
     return lambda: b"".join(read_blobs(backend, entry.blobs))
+
+
+def same_file(place: Path, entry: Entry) -> bool:
+    """Whether `place` already holds exactly this entry."""
+    if entry.kind == "link":
+        return place.is_symlink() and os.readlink(place) == entry.target
+    if place.is_symlink() or not place.is_file():
+        return False
+    stat = place.stat()
+    if stat.st_size != entry.size or permission_bits(stat.st_mode) != entry.mode:
+        return False
+    return blake3().update_mmap(place).hexdigest() == entry.hash

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from replicate.backends.base import Backend
-from replicate.blobs import hash_of, tree_key
+from replicate.blobs import MAX_BLOB, hash_of, tree_key
 from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
 from replicate.records import dump
 
@@ -104,7 +104,7 @@ def _decode_entry(value: dict[str, Any]) -> Entry:
         target=_text(value.get("target", "")),
     )
     sizes = [size for _, size in entry.blobs]
-    if any(s < 0 for s in sizes) or sum(sizes) != entry.size:
+    if any(not 0 <= s <= MAX_BLOB for s in sizes) or sum(sizes) != entry.size:
         raise ValueError(f"the chunks of {entry.path!r} do not add up to its size")
     return entry
 

@@ -1,0 +1,237 @@
+"""Checking out, with nothing of the person's lost: what is overwritten is first kept in the
+repository, as a *checkout* that can be undone.
+
+A checkout is `checkouts/<id>.json`: the directory, what was written there, and the tree of what had
+been there before. Undoing it is a checkout of that tree, so an undo can be undone as well.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from replicate.errors import (
+    AmbiguousIdError,
+    KeyNotFoundError,
+    NotFoundError,
+    StorageError,
+)
+from replicate.model import short
+from replicate.recorder.spool import mapped
+from replicate.records import decode_time, encode_time, now, seal_document, unseal
+from replicate.repository import Repository
+from replicate.tree import Entry, Source, Tree, add_tree, same_file, stage, validate
+
+CONFIG_FILES = frozenset({"replicate.yaml", "replicate.yml"})
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutPlan:
+    """What a checkout would do. `id` is what is checked out; `entries` are written, `removes` are
+    deleted, and `overwrites` names those files that are there already and are not the same."""
+
+    id: str
+    directory: Path
+    entries: tuple[Entry, ...]
+    overwrites: tuple[str, ...]
+    removes: tuple[str, ...] = ()
+    undoes: str | None = None
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The paths that are written."""
+        return tuple(e.path for e in self.entries)
+
+    @property
+    def not_empty(self) -> bool:
+        """Whether there is anything of the person's in the directory."""
+        return self.directory.is_dir() and any(
+            entry.name != ".replicate" for entry in os.scandir(self.directory)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedOut:
+    """A checkout that was done. `backup_id` names what it replaced; None when that was nothing."""
+
+    directory: Path
+    files: int
+    backup_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Backup:
+    id: str
+    created: datetime
+    directory: str
+    replaced: str
+    added: tuple[str, ...]
+    undoes: str | None
+
+
+def plan(
+    repository: Repository,
+    id: str,
+    trees: Iterable[str | None],
+    directory: Path,
+    paths: Sequence[str] = (),
+    *,
+    with_config: bool = False,
+) -> CheckoutPlan:
+    """What checking out these trees would do, a later one on top of those before it.
+
+    With `paths` only these files, or the files in these directories. The configuration of the
+    directory is left as it is unless `with_config`. Raises UnsafeTreeError, DamagedError or
+    NotFoundError; nothing is changed.
+    """
+    merged: dict[str, Entry] = {}
+    for tree in trees:
+        if tree is not None:
+            merged |= {entry.path: entry for entry in repository.tree(tree).entries}
+    validate(Tree(tuple(merged.values())))
+    if not merged:
+        raise NotFoundError(f"{short(id)} has no files: it was recorded with path=None")
+    entries = [merged[p] for p in sorted(merged) if _wanted(p, paths, with_config)]
+    for path in paths:
+        if not any(_is_at(e.path, path) for e in entries):
+            raise NotFoundError(
+                f"{short(id)} has no file {path!r}", hint=f"It has {', '.join(sorted(merged))}."
+            )
+    return CheckoutPlan(id, directory, tuple(entries), _overwritten(directory, entries))
+
+
+def _wanted(path: str, paths: Sequence[str], with_config: bool) -> bool:
+    if paths:
+        return any(_is_at(path, p) for p in paths)
+    return with_config or path not in CONFIG_FILES
+
+
+def _is_at(path: str, at: str) -> bool:
+    """Whether `path` is `at`, or lies in it."""
+    at = Path(at).as_posix()
+    return at == "." or path == at or path.startswith(f"{at}/")
+
+
+def _overwritten(directory: Path, entries: Sequence[Entry]) -> tuple[str, ...]:
+    return tuple(
+        entry.path
+        for entry in entries
+        if os.path.lexists(directory / entry.path) and not same_file(directory / entry.path, entry)
+    )
+
+
+def perform(repository: Repository, plan: CheckoutPlan) -> CheckedOut:
+    """Carry out a plan: stage and verify everything, keep what is there, then put it in place.
+
+    Raises DamagedError or UnsafeTreeError before any of the person's files is touched.
+    """
+    with stage(repository.backend, plan.entries, plan.directory) as staged:
+        # Looked at again: there was a question in between, and the person may have gone on working.
+        replaced = [*_overwritten(plan.directory, plan.entries), *plan.removes]
+        added = [e.path for e in plan.entries if not os.path.lexists(plan.directory / e.path)]
+        backup = _keep(repository, plan, replaced, added) if replaced or added else None
+        staged.move_into_place()
+        for path in plan.removes:
+            (plan.directory / path).unlink(missing_ok=True)
+            _remove_empty_parents(plan.directory, path)
+    kept = replaced or plan.undoes is not None
+    return CheckedOut(plan.directory, len(plan.entries), backup if kept else None)
+
+
+def undo(repository: Repository, directory: Path, id: str | None = None) -> CheckedOut:
+    """Put back what the last checkout into `directory`, or the one with this id, has replaced."""
+    backup = _find(repository, directory, id)
+    directory = Path(backup.directory)
+    entries = repository.tree(backup.replaced).entries
+    removes = tuple(p for p in backup.added if os.path.lexists(directory / p))
+    overwrites = _overwritten(directory, entries)
+    return perform(
+        repository, CheckoutPlan(backup.id, directory, entries, overwrites, removes, backup.id)
+    )
+
+
+def _find(repository: Repository, directory: Path, id: str | None) -> _Backup:
+    backups = sorted(_read_all(repository), key=lambda b: b.created)
+    if id is not None:
+        found = [b for b in backups if b.id.startswith(id)]
+        if len(found) > 1:
+            matches = [f"{b.id[:12]} ({b.directory}, {b.created:%c})" for b in found]
+            raise AmbiguousIdError(f"{id!r} matches {len(found)} checkouts", matches)
+    else:
+        undone = {b.undoes for b in backups}
+        found = [
+            b
+            for b in backups
+            if b.directory == str(directory) and b.undoes is None and b.id not in undone
+        ][-1:]
+    if not found:
+        what = f"with the id {id!r}" if id else f'into "{directory}" that is not undone already'
+        raise NotFoundError(f"There has been no checkout {what}")
+    return found[0]
+
+
+def _read_all(repository: Repository) -> Iterable[_Backup]:
+    for stat in repository.backend.list("checkouts/"):
+        try:
+            value = unseal(repository.backend.get(stat.key), f"{repository.url}/{stat.key}")
+        except KeyNotFoundError:
+            continue
+        yield _Backup(
+            id=value["id"],
+            created=decode_time(value["created"]),
+            directory=value["directory"],
+            replaced=value["replaced"],
+            added=tuple(value["added"]),
+            undoes=value["undoes"],
+        )
+
+
+def _keep(
+    repository: Repository, plan: CheckoutPlan, replaced: Sequence[str], added: Sequence[str]
+) -> str:
+    """Store what is about to go, and a record that says where it belongs; return its id."""
+    id = secrets.token_hex(32)
+    batch = repository.batch()
+    with ExitStack() as stack:
+        sources = [_source(plan.directory, path, stack) for path in replaced]
+        tree, _ = add_tree(batch, sources, None)
+        batch.flush()
+    document = {
+        "id": id,
+        "created": encode_time(now()),
+        "directory": str(plan.directory),
+        "checked_out": plan.id,
+        "replaced": tree,
+        "added": list(added),
+        "undoes": plan.undoes,
+    }
+    repository.backend.put_if_absent({f"checkouts/{id}.json": seal_document(document)})
+    return id
+
+
+def _source(directory: Path, path: str, stack: ExitStack) -> Source:
+    place = directory / path
+    try:
+        if place.is_symlink():
+            return Source(path, "link", target=os.readlink(place))
+        mode = place.stat().st_mode & 0o777
+        return Source(path, "file", mode, stack.enter_context(mapped(place)))
+    except OSError as error:
+        raise StorageError(
+            f"Cannot keep {place} before it is overwritten: {error.strerror}",
+            hint="Nothing was changed. Move it away, or check out into another directory with -o.",
+        ) from error
+
+
+def _remove_empty_parents(directory: Path, path: str) -> None:
+    """Remove the directories that a checkout had made for a file which is gone again."""
+    for parent in Path(path).parents:
+        place = directory / parent
+        if place == directory or any(os.scandir(place)):
+            return
+        place.rmdir()

@@ -1,0 +1,202 @@
+"""A project and its repository, as the command line and the notebook use them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from replicate import config
+from replicate.backends.location import open_backend
+from replicate.diff import Comparison, FileSide, Side, compare
+from replicate.errors import AmbiguousIdError, NotFoundError
+from replicate.model import CheckpointRecord, ExperimentRecord, short
+from replicate.project import checkouts
+from replicate.project.checkouts import CheckedOut, CheckoutPlan
+from replicate.project.experiments import Experiment, Experiments
+from replicate.project.recording import Paths, start, unrecorded
+from replicate.recorder.client import live_recorders
+from replicate.repository import Repository
+from replicate.tree import reader
+
+Found = ExperimentRecord | tuple[ExperimentRecord, CheckpointRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """What an id stands for: a checkpoint, and how it was chosen when the id is an experiment's.
+    An experiment that has no checkpoint is picked with none."""
+
+    experiment: ExperimentRecord
+    checkpoint: CheckpointRecord | None
+    how: Literal["named", "best", "latest", "none"]
+
+
+class Project:
+    """The directory of a model's code, and the repository that its runs are kept in.
+
+    `repository` is a path or URL, and `directory` where to look for the project, from there
+    upwards; each is found as the configuration says when it is left out.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.config = config.load(
+            None if directory is None else Path(directory),
+            repository=None if repository is None else os.fspath(repository),
+        )
+        self.directory = self.config.directory
+        backend = open_backend(self.config.repository, relative_to=self.directory)
+        self.repository = Repository(backend)
+
+    def init(
+        self,
+        path: Paths = ".",
+        params: object = None,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        group: str | None = None,
+        report: Callable[[str], None],
+    ) -> Experiment:
+        """Start to record this run; see `replicate.init`. `report` is told what a person should
+        know, one message at a time."""
+        if self.config.disabled or config.rank() > 0:
+            return Experiment(unrecorded(self.config, params), self.repository)
+        labels: Mapping[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
+        recording = start(self.config, self.repository, path, params, labels, report)
+        return Experiment(recording.record, self.repository, recording)
+
+    @cached_property
+    def experiments(self) -> Experiments:
+        """The experiments of this project."""
+        return Experiments(
+            lambda: [Experiment(record, self.repository) for record in self.records()], self.find
+        )
+
+    def find(self, prefix: str) -> Experiment:
+        """The experiment whose id, or one of whose checkpoints' ids, starts with `prefix`."""
+        found = self.resolve(prefix)
+        record = found if isinstance(found, ExperimentRecord) else found[0]
+        return Experiment(record, self.repository)
+
+    def records(self) -> list[ExperimentRecord]:
+        """All experiments that are not deleted, the oldest first.
+
+        What this process has recorded so far is in it. No repository yet means no experiments.
+        """
+        for recorder in live_recorders():
+            recorder.wait()
+        return self.repository.experiments() if self.repository.exists() else []
+
+    def resolve(self, prefix: str) -> Found:
+        """The experiment or checkpoint whose id starts with `prefix`.
+
+        Raises NotFoundError when there is none, AmbiguousIdError when there are several.
+        """
+        matches = self._matches(prefix)
+        if len(matches) == 1:
+            return matches[0]
+        if not matches:
+            raise NotFoundError(
+                f"No experiment or checkpoint has an id that starts with {prefix!r}",
+                hint=f"`replicate ls` lists those in {self.repository.url}",
+            )
+        raise AmbiguousIdError(
+            f"{prefix!r} matches {len(matches)} ids; give more of its digits",
+            [_describe(match) for match in matches],
+        )
+
+    def _matches(self, prefix: str) -> list[Found]:
+        if not prefix:
+            return []
+        matches: list[Found] = []
+        for experiment in self.records():
+            if experiment.id.startswith(prefix):
+                matches.append(experiment)
+            matches += [(experiment, c) for c in experiment.checkpoints if c.id.startswith(prefix)]
+        return matches
+
+    def pick(self, prefix: str) -> Picked:
+        """The checkpoint that `prefix` names; for an experiment its best, else its latest."""
+        found = self.resolve(prefix)
+        if not isinstance(found, ExperimentRecord):
+            return Picked(*found, "named")
+        if best := found.best():
+            return Picked(found, best, "best")
+        latest = found.latest()
+        return Picked(found, latest, "latest" if latest else "none")
+
+    # ------------------------------------------------------------ comparing
+
+    def compare(self, left: Picked, right: Picked) -> Comparison:
+        """All that differs between two checkpoints: params, metrics, packages, code, outputs."""
+        return compare(self._side(left), self._side(right))
+
+    def _side(self, picked: Picked) -> Side:
+        checkpoint = picked.checkpoint
+        return Side(
+            picked.experiment,
+            checkpoint,
+            code=self._files(picked.experiment.tree),
+            outputs=self._files(checkpoint.tree if checkpoint else None),
+        )
+
+    def _files(self, tree: str | None) -> dict[str, FileSide]:
+        if tree is None:
+            return {}
+        backend = self.repository.backend
+        return {
+            path: FileSide(entry.hash, entry.size, entry.mode, reader(backend, entry))
+            for path, entry in self.repository.tree(tree).files.items()
+        }
+
+    # ------------------------------------------------------------ checking out
+
+    def plan_checkout(
+        self,
+        prefix: str,
+        directory: str | os.PathLike[str] | None = None,
+        paths: Sequence[str] = (),
+        *,
+        with_config: bool = False,
+    ) -> CheckoutPlan:
+        """What checking out `prefix` would write and overwrite. Changes nothing.
+
+        Raises UnsafeTreeError when the checkpoint's files cannot be written safely.
+        """
+        picked = self.pick(prefix)
+        trees = [picked.experiment.tree, picked.checkpoint.tree if picked.checkpoint else None]
+        id = (picked.checkpoint or picked.experiment).id
+        return checkouts.plan(
+            self.repository, id, trees, self._target(directory), paths, with_config=with_config
+        )
+
+    def checkout(self, plan: CheckoutPlan) -> CheckedOut:
+        """Carry out a plan. What it overwrites is kept in the repository before."""
+        return checkouts.perform(self.repository, plan)
+
+    def undo_checkout(
+        self, id: str | None = None, directory: str | os.PathLike[str] | None = None
+    ) -> CheckedOut:
+        """Put back what the last checkout into a directory, or the one with the backup `id`, has
+        overwritten, and remove what it added. That can be undone in the same way."""
+        return checkouts.undo(self.repository, self._target(directory), id)
+
+    def _target(self, directory: str | os.PathLike[str] | None) -> Path:
+        return self.directory if directory is None else Path(os.path.abspath(directory))
+
+
+def _describe(found: Found) -> str:
+    if isinstance(found, ExperimentRecord):
+        return f"experiment {found.id[:12]} ({found.command})"
+    experiment, checkpoint = found
+    step = "" if checkpoint.step is None else f", step {checkpoint.step}"
+    return f"checkpoint {checkpoint.id[:12]} (experiment {short(experiment.id)}{step})"

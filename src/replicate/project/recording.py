@@ -1,0 +1,295 @@
+"""Starting to record a run, and the calls of a training script once it has started."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from replicate import environment, ignore
+from replicate.backends.local import LocalBackend
+from replicate.config import Config
+from replicate.errors import ReplicateError, UsageError
+from replicate.model import (
+    CheckpointRecord,
+    ExceptionInfo,
+    ExperimentRecord,
+    Goal,
+    PrimaryMetric,
+    Status,
+    Stop,
+    Value,
+    short,
+)
+from replicate.recorder.client import Recorder
+from replicate.recorder.recovery import recover
+from replicate.recorder.spool import Spool, spool_root
+from replicate.records import now
+from replicate.repository import Repository
+from replicate.tree import Listing, relative, select
+from replicate.values import to_params, to_value
+
+Report = Callable[[str], None]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+_LARGEST_NAMED = 3
+
+
+def start(
+    config: Config,
+    repository: Repository,
+    path: Paths,
+    params: object,
+    labels: Mapping[str, Any],
+    report: Report,
+) -> Recording:
+    """Begin to record a run: every mistake in the set-up is an error here, and none later.
+
+    Raises a ReplicateError. When it returns, the run's files are copied and a helper saves them.
+    """
+    values = to_params(params)
+    paths = _relative_paths(config.directory, path, config.directory)
+    listing = None
+    if paths is not None:
+        listing = select(config.directory, _as_tuple(paths), use_ignore_files=True)
+    repository.create()
+    spools = spool_root(repository.url)
+    for message in recover(repository, spools):
+        report(message)
+    record = ExperimentRecord(
+        id=secrets.token_hex(32),
+        created=now(),
+        params=values,
+        user=config.user or environment.user(),
+        host=config.host or environment.host(),
+        command=config.command or environment.command(sys.argv),
+        path=paths,
+        tree=None,
+        **_checked_labels(labels),
+    )
+    compress = config.compression == "zstd" or (
+        config.compression == "auto" and not isinstance(repository.backend, LocalBackend)
+    )
+    settings = {
+        "repository": repository.url,
+        "directory": str(config.directory),
+        "compress": compress,
+    }
+    recorder = Recorder(repository, Spool(spools / record.id), settings, report)
+    modules = environment.imported_modules(sys.modules)
+    recorder.begin(record, listing, modules)
+    report(f"Experiment {short(record.id)} is saved to {repository.url}")
+    for message in _remarks(config, listing):
+        report(message)
+    return Recording(record, recorder, config.directory, modules)
+
+
+def _relative_paths(project: Path, path: Paths, base: Path) -> str | tuple[str, ...] | None:
+    """What the caller passed as path, relative to the project."""
+    if path is None:
+        return None
+    if isinstance(path, str | os.PathLike):
+        return relative(project, path, base=base)
+    paths = [relative(project, p, base=base) for p in path]
+    if not paths:
+        raise UsageError("path is an empty list", hint="Pass path=None to save no files.")
+    return tuple(paths)
+
+
+def _as_tuple(path: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (path,) if isinstance(path, str) else path
+
+
+def _checked_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
+    for key in ("name", "notes", "group"):
+        if labels[key] is not None and not isinstance(labels[key], str):
+            raise UsageError(f"{key} must be text, not {labels[key]!r}")
+    tags = labels["tags"]
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        raise UsageError(f"tags must be a list of texts, not {tags!r}")
+    return {**labels, "tags": tuple(tags)}
+
+
+def _remarks(config: Config, listing: Listing | None) -> list[str]:
+    """What a person should know of a snapshot: it is large, holds secrets, or leaves things out."""
+    if listing is None:
+        return []
+    remarks = []
+    if listing.size > config.max_snapshot_size:
+        largest = sorted(listing.selected, key=lambda s: -s.size)[:_LARGEST_NAMED]
+        names = ", ".join(f"{s.path} ({s.size / 1e6:,.0f} MB)" for s in largest)
+        remarks.append(
+            f"The run's files are large: {listing.size / 1e6:,.0f} MB in {len(listing.selected):,} "
+            f"files, the largest {names}. List what should be left out in .replicateignore."
+        )
+    entries = [ignore.Entry(s.path, "file") for s in listing.selected if s.kind == "file"]
+    secret = ignore.likely_secrets(config.directory, entries)
+    if secret:
+        remarks.append(
+            f"The run's files probably hold secrets: {', '.join(secret)}. List them in "
+            ".replicateignore to leave them out."
+        )
+    if listing.left_out:
+        remarks.append("Not saved: " + "; ".join(listing.left_out))
+    return remarks
+
+
+class Recording:
+    """A run that is being recorded. None of its methods raises into the training script."""
+
+    def __init__(
+        self, record: ExperimentRecord, recorder: Recorder, project: Path, modules: list[str]
+    ) -> None:
+        self.record = record
+        self._recorder = recorder
+        self._project = project
+        self._modules = set(modules)
+        self._next_step: int | float = 0
+        atexit.register(self._stop_at_exit)
+
+    def checkpoint(
+        self, path: Paths, step: Any, metrics: Mapping[str, Any] | None, primary_metric: Any
+    ) -> str | None:
+        """Save a checkpoint and return its id; None when even its metrics could not be saved."""
+        if self._recorder.stopped:
+            self._recorder.report("checkpoint() was called after stop(): it is not recorded")
+            return None
+        paths, listing = self._listing(path)
+        record = CheckpointRecord(
+            id=secrets.token_hex(32),
+            experiment=self.record.id,
+            created=now(),
+            step=self._step(step),
+            path=paths,
+            tree=None,
+            metrics=self._metrics(metrics),
+            primary_metric=self._primary_metric(primary_metric),
+        )
+        self._recorder.checkpoint(record, listing)
+        return record.id
+
+    def wait(self) -> bool:
+        """See `Recorder.wait`."""
+        return self._recorder.wait()
+
+    def stop(self, error: BaseException | None = None, *, at_exit: bool = False) -> None:
+        """Record that the run has ended, by `error` if there is one, and wait until it is saved."""
+        if self._recorder.stopped:
+            return
+        imported = set(environment.imported_modules(sys.modules))
+        if imported - self._modules:
+            self._recorder.packages(sorted(imported - self._modules))
+        self._recorder.stop(_stop(error), at_exit=at_exit)
+        if not at_exit:
+            atexit.unregister(self._stop_at_exit)
+
+    def _stop_at_exit(self) -> None:
+        """The script is over. The interpreter keeps the exception that ended it, if one did; at a
+        prompt that is only the last one that a person has seen."""
+        interactive = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+        error = None if interactive else getattr(sys, "last_value", None)
+        self.stop(error, at_exit=True)
+
+    # ------------------------------------------------------------ what was passed, as values
+
+    def _listing(self, path: Paths) -> tuple[str | tuple[str, ...] | None, Listing | None]:
+        """The checkpoint's files. A path that cannot be saved is reported, the others are saved."""
+        if path is None:
+            return None, None
+        given = [path] if isinstance(path, str | os.PathLike) else list(path)
+        found = []
+        for one in given:
+            try:
+                found.append(self._locate(one))
+            except (ReplicateError, OSError, TypeError, ValueError) as error:
+                self._recorder.problem(f"A checkpoint lacks files: {error}")
+        if not found:
+            return None, None
+        try:
+            listing = select(self._project, found, use_ignore_files=False)
+        except (ReplicateError, OSError) as error:
+            self._recorder.problem(f"A checkpoint lacks files: {error}")
+            return None, None
+        if listing.left_out:
+            self._recorder.problem("Not saved: " + "; ".join(listing.left_out))
+        single = isinstance(path, str | os.PathLike)
+        return (found[0] if single else tuple(found)), listing
+
+    def _locate(self, path: str | os.PathLike[str]) -> str:
+        """A script names files from where it runs; from the project's directory will do, too."""
+        here = Path.cwd()
+        in_project = not os.path.lexists(here / path) and os.path.lexists(self._project / path)
+        return relative(self._project, path, base=self._project if in_project else here)
+
+    def _step(self, step: Any) -> int | float:
+        """The step as a number; counted on from the last one when it is left out."""
+        if step is not None:
+            try:
+                value = to_value(step, "step")
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._next_step = value + 1
+                    return value
+            except UsageError:
+                pass
+            self._recorder.problem(f"step must be a number, not {step!r}: it was counted instead")
+        value = self._next_step
+        self._next_step = value + 1
+        return value
+
+    def _metrics(self, metrics: Any) -> dict[str, Value]:
+        if metrics is None:
+            return {}
+        if not isinstance(metrics, Mapping):
+            self._recorder.problem(f"metrics must be a dict, not {type(metrics).__name__}")
+            return {}
+        values: dict[str, Value] = {}
+        for name, value in metrics.items():
+            try:
+                values[str(name)] = to_value(value, f"metrics[{name!r}]")
+            except Exception as error:  # any object may raise when it is asked for its value
+                self._recorder.problem(f"A metric was not recorded: {error}")
+        return values
+
+    def _primary_metric(self, primary: Any) -> PrimaryMetric | None:
+        if primary is None:
+            return None
+        try:
+            name, goal = primary
+            if isinstance(name, str) and goal in get_args(Goal):
+                return PrimaryMetric(name, goal)
+        except (TypeError, ValueError):
+            pass
+        self._recorder.problem(
+            f'primary_metric must be (name, "minimize") or (name, "maximize"), not {primary!r}'
+        )
+        return None
+
+
+def _stop(error: BaseException | None) -> Stop:
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return Stop(now(), Status.FINISHED)
+    text = "".join(traceback.format_exception(error))
+    info = ExceptionInfo(type(error).__qualname__, str(error), text)
+    if isinstance(error, KeyboardInterrupt):
+        return Stop(now(), Status.KILLED, info, signal="SIGINT")
+    return Stop(now(), Status.FAILED, info)
+
+
+def unrecorded(config: Config, params: object) -> ExperimentRecord:
+    """The record of a run that nobody keeps: of another rank, or with recording switched off."""
+    empty = ExperimentRecord(
+        id="0" * 64,
+        created=now(),
+        params={},
+        user=config.user or environment.user(),
+        host=config.host or environment.host(),
+        command="",
+        path=None,
+        tree=None,
+    )
+    return replace(empty, params=to_params(params))

@@ -1,0 +1,323 @@
+"""The recorder, as the training script has it: what it is given lies in the spool when the call
+returns, and a helper process takes it from there.
+
+After `begin` nothing here raises into the training script. What goes wrong is reported once, and
+stands in the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from replicate.backends.base import Content
+from replicate.errors import StorageError
+from replicate.model import CheckpointRecord, ExperimentRecord, Stop, Value
+from replicate.recorder import capture
+from replicate.recorder.commit import INTERVAL, Committer, job_header
+from replicate.recorder.link import Foreground, HelperGone, HelperLink, Saver
+from replicate.recorder.spool import Spool
+from replicate.records import checkpoint_data, encode_experiment, encode_time, stop_data
+from replicate.repository import Repository
+from replicate.tree import Listing, Selected
+
+#: Files up to this size travel inside their job (bytes): one file to create, and not two.
+INLINE = 64 << 10
+#: Jobs that could not be spooled are kept in memory up to this size in all (bytes).
+_MAX_KEPT = 256 << 20
+#: How often a helper that has died is started again.
+_RESTARTS = 2
+#: After this many seconds of waiting at the end of a program, it says what it waits for.
+_PATIENCE = 0.25
+
+Report = Callable[[str], None]
+#: A job that could not be written: its name, header and data.
+_Kept = tuple[str, Mapping[str, Any], Sequence[Content]]
+
+
+class Recorder:
+    """Records one experiment. Safe to use from several threads, and from forked children."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        spool: Spool,
+        settings: Mapping[str, Any],
+        report: Report,
+    ) -> None:
+        self._repository = repository
+        self._spool = spool
+        self._settings = settings
+        self._report_to = report
+        self._said: set[str] = set()
+        self._kept: list[_Kept] = []
+        self._restarts = 0
+        self._saver: Saver | None = None
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
+        self._lock_descriptor = -1
+        self.stopped = False
+
+    # ------------------------------------------------------------ the calls of a run
+
+    def begin(self, record: ExperimentRecord, listing: Listing | None, modules: list[str]) -> None:
+        """Spool the run's inputs and start the helper. Raises StorageError when it cannot."""
+        try:
+            self._lock_descriptor = self._spool.create()
+        except OSError as error:
+            raise StorageError(
+                f"Cannot write into {self._spool.directory}: {error.strerror}",
+                hint="Make the directory writable, or choose another repository.",
+            ) from error
+        self._start_helper()
+        header = job_header(
+            "experiment", record=encode_experiment(record).decode(), modules=modules
+        )
+        name = self._spool.next_name()
+        try:
+            files, data = self._take_files(name, listing)
+            self._spool.add(name, {**header, **files}, data)
+        except OSError as error:
+            self._spool.destroy()
+            raise StorageError(
+                f"Cannot save the run's files in {self._spool.directory}: {error.strerror}",
+                hint="Free some space, or choose another repository.",
+            ) from error
+        _live.add(self)
+        self._notify()
+
+    def checkpoint(self, record: CheckpointRecord, listing: Listing | None) -> None:
+        """Spool a checkpoint. Its files may be changed as soon as this returns."""
+        with self._guarded("a checkpoint"):
+            name = self._spool.next_name()
+            problem = None
+            try:
+                files, data = self._take_files(name, listing)
+            except (StorageError, OSError) as error:
+                problem = f"The files of a checkpoint could not be saved: {error}"
+                files, data = {}, []
+            header = {
+                "kind": "checkpoint",
+                "time": encode_time(record.created),
+                "data": checkpoint_data(record),
+                **files,
+            }
+            self._add(name, header, data)
+            if problem:
+                self.problem(problem)
+
+    def problem(self, message: str) -> None:
+        """Report something that went wrong, and keep it with the experiment."""
+        self.report(message)
+        with self._guarded("a problem"):
+            self._add_event("problem", {"message": message})
+
+    def packages(self, modules: list[str]) -> None:
+        """Record the packages of modules that were imported since the run began."""
+        with self._guarded("packages"):
+            self._add(self._spool.next_name(), job_header("packages", modules=modules), [])
+
+    def wait(self) -> bool:
+        """Return when all is in the repository (True), or cannot be brought there (False)."""
+        saved = [False]
+        with self._guarded("what is pending"):
+            saved = [self._wait()]
+        return saved[0]
+
+    def stop(self, stop: Stop, *, at_exit: bool = False) -> None:
+        """Record the end of the run, wait until all is saved, and let the helper go. A second
+        call does nothing."""
+        if self.stopped or os.getpid() != self._owner:
+            return
+        self.stopped = True
+        with self._guarded("the end of the run"):
+            self._add_event("stop", stop_data(stop))
+            try:
+                self._wait()
+            except KeyboardInterrupt:
+                self.report("Left what is not saved yet to the helper process, which goes on.")
+        _live.discard(self)
+        with self._guarded("the end of the run"):
+            if self._saver is not None:
+                self._saver.close(at_exit=at_exit)
+            os.close(self._lock_descriptor)
+            if isinstance(self._saver, Foreground) and not self._spool.names():
+                self._spool.destroy()
+
+    def report(self, message: str) -> None:
+        """Tell the person, once for each message."""
+        if message not in self._said:
+            self._said.add(message)
+            self._report_to(message)
+
+    # ------------------------------------------------------------ spooling
+
+    def _add_event(self, kind: str, data: Mapping[str, Value]) -> None:
+        self._add(self._spool.next_name(), job_header(kind, data=data), [])
+
+    def _add(self, name: str, header: Mapping[str, Any], data: Sequence[Content]) -> None:
+        """Spool a job, and those before it that could not be."""
+        self._kept.append((name, header, data))
+        try:
+            while self._kept:
+                self._spool.add(*self._kept[0])
+                self._kept.pop(0)
+        except OSError as error:
+            self._keep_in_memory(error)
+        self._notify()
+
+    def _keep_in_memory(self, error: OSError) -> None:
+        """The disk may have room again at the next call: until then, memory has it."""
+        size = sum(len(content) for _, _, data in self._kept for content in data)
+        if size > _MAX_KEPT:
+            name, header, _ = self._kept.pop()
+            self._kept.append((name, {**header, "files": []}, []))
+            self.report(
+                f"The files of a checkpoint are lost: {self._spool.directory} cannot be written "
+                f"({error.strerror}), and memory for what is pending is used up."
+            )
+        self.report(
+            f"Cannot write into {self._spool.directory}: {error.strerror}. What is recorded is "
+            "kept in memory and written as soon as that is possible. Free some space on that disk."
+        )
+
+    def _take_files(
+        self, job: str, listing: Listing | None
+    ) -> tuple[dict[str, Value], list[Content]]:
+        """The files as a job's header lists them, and the bytes that go into the job itself."""
+        if listing is None:
+            return {}, []
+        files: list[dict[str, Value]] = []
+        data: list[Content] = []
+        position = 0
+        for number, item in enumerate(listing.selected):
+            if item.kind == "link":
+                files.append({"path": item.path, "target": item.target})
+            elif item.size <= INLINE:
+                content = item.source.read_bytes()
+                data.append(content)
+                place = {"at": position, "size": len(content)}
+                files.append({"path": item.path, "mode": item.mode, **place})
+                position += len(content)
+            else:
+                place = self._take_large(item, job, number)
+                files.append({"path": item.path, "mode": item.mode, **place})
+        return {"files": files}, data
+
+    def _take_large(self, item: Selected, job: str, number: int) -> dict[str, Value]:
+        beside = self._spool.beside(job, number)
+        leases = isinstance(self._saver, HelperLink) and os.getpid() == self._owner
+        with capture.take(item.source, beside, lease=leases) as taken:
+            passed = taken.fd is None or (
+                self._saver is not None and self._saver.pass_lease(taken, job, number)
+            )
+        if not passed:
+            with capture.take(item.source, beside, lease=False) as taken:
+                pass
+        return {"beside": number, "source": str(item.source), "state": list(taken.state)}
+
+    # ------------------------------------------------------------ the helper
+
+    def _start_helper(self) -> None:
+        try:
+            self._saver = HelperLink(self._spool, self._lock_descriptor, self._settings)
+        except (OSError, ValueError) as error:
+            self.report(
+                f"No helper process can be started here ({error}): saving happens in the "
+                "foreground, and checkpoint() takes as long as that takes."
+            )
+            self._save_in_foreground()
+
+    def _save_in_foreground(self) -> None:
+        compress = bool(self._settings["compress"])
+        committer = Committer(self._repository, self._spool, compress=compress)
+        self._saver = Foreground(committer, Path(self._settings["directory"]), INTERVAL)
+
+    def _notify(self) -> None:
+        assert self._saver is not None
+        if os.getpid() != self._owner:
+            return  # a forked child: the answers are its parent's, and so is the next call
+        try:
+            problems = self._saver.notify()
+        except HelperGone:
+            self._replace_helper()
+            problems = self._saver.notify()
+        for problem in problems:
+            self.report(problem)
+
+    def _replace_helper(self) -> None:
+        """What is in the spool is safe: somebody else commits it."""
+        self._restarts += 1
+        if self._restarts <= _RESTARTS:
+            self._start_helper()
+        else:
+            self.report("The helper process keeps ending: saving goes on in the foreground.")
+            self._save_in_foreground()
+
+    def _wait(self) -> bool:
+        assert self._saver is not None
+        waiting = _Waiting(self)
+        while True:
+            try:
+                trouble = self._saver.wait(waiting.tick)
+                break
+            except HelperGone:
+                self._replace_helper()
+        if trouble or self._kept:
+            self.report(
+                f"Not everything could be saved: {trouble or 'the disk is full'} What is pending "
+                f"is in {self._spool.directory}, and the next run in this project saves it."
+            )
+        return not (trouble or self._kept)
+
+    # ------------------------------------------------------------ never hurt the run
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Run a block alone, and turn any error into a report."""
+        try:
+            with self._lock:
+                yield
+        except Exception as error:
+            self.report(f"Recording {what} failed: {type(error).__name__}: {error}")
+
+    def _after_fork(self) -> None:
+        """In a forked child: the lock may be held by a thread that is not here, and the lock on
+        the spool is the parent's and the helper's."""
+        self._lock = threading.RLock()
+        os.close(self._lock_descriptor)
+
+
+class _Waiting:
+    """Says what a program waits for, once it has waited long enough for a person to wonder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._started = time.monotonic()
+
+    def tick(self) -> None:
+        if time.monotonic() - self._started >= _PATIENCE:
+            self._recorder.report("Still saving what was recorded. Ctrl-C leaves it to the helper.")
+
+
+_live: WeakSet[Recorder] = WeakSet()
+
+
+def live_recorders() -> list[Recorder]:
+    """The recorders of this process whose runs go on."""
+    return [r for r in _live if r._owner == os.getpid() and not r.stopped]
+
+
+def _after_fork_in_child() -> None:
+    for recorder in list(_live):
+        recorder._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

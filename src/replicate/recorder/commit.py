@@ -1,0 +1,208 @@
+"""From the spool into the repository: what a job means, and in which order its parts are written.
+
+Blobs and trees first, then experiment.json or the journal line, which is the commit; a job leaves
+the spool only after that. Whoever is killed in between leaves a job that the next one commits
+again, to the same effect.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from replicate import environment
+from replicate.blobs import Batch
+from replicate.errors import DamagedError, UnsafeTreeError, UsageError
+from replicate.model import Value
+from replicate.recorder import capture
+from replicate.recorder.capture import TornCaptureError
+from replicate.recorder.spool import Job, Spool, mapped
+from replicate.records import decode_experiment, decode_time, encode_time, now
+from replicate.repository import JournalWriter, Repository
+from replicate.tree import Source, add_tree
+
+#: Seconds between two heartbeats, on a local disk.
+INTERVAL = 10.0
+#: How many jobs are committed together at most, so that their journal lines come soon.
+_JOBS = 256
+_BYTES = 256 << 20
+
+Event = tuple[str, datetime, Mapping[str, Value]]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What a job will become once its blobs are durable."""
+
+    job: str
+    header: Mapping[str, Any]
+    time: datetime
+    tree: str | None = None
+    size: int | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+class Committer:
+    """Commits the jobs of one spool. Not for use by two threads at once."""
+
+    def __init__(self, repository: Repository, spool: Spool, *, compress: bool = False) -> None:
+        self._repository = repository
+        self._spool = spool
+        self._compress = compress
+        self._journal: JournalWriter | None = None
+        #: Whether experiment.json is there, without which nobody should write anything else.
+        self.created = repository.has(spool.experiment)
+        #: Whether this committer has recorded the run's end.
+        self.stopped = False
+
+    @property
+    def events(self) -> dict[str, int]:
+        """How many journal lines this committer has made durable, by the name of the writer."""
+        journal = self._journal
+        return {journal.writer: journal.count} if journal else {}
+
+    def has_stopped(self) -> bool:
+        """Whether the run's end has been recorded, by this committer or by one before it."""
+        id = self._spool.experiment
+        self.stopped = self.stopped or self._repository.experiment(id).stop is not None
+        return self.stopped
+
+    def commit(self, directory: Path | None = None) -> list[str]:
+        """Commit all jobs that are in the spool now; return a sentence for each thing lost.
+
+        `directory` is the project's while the run is alive: the state of its git repository is
+        only taken then.
+        Raises StorageError when the repository cannot be written; the jobs then stay.
+        """
+        problems: list[str] = []
+        while names := self._spool.names():
+            problems += self._commit_some(names, directory)
+        return problems
+
+    def record(self, *events: Event) -> None:
+        """Commit events that were not spooled, such as how the process ended."""
+        if self._journal is None:
+            name = secrets.token_hex(8)
+            self._journal = self._repository.journal(self._spool.experiment, name)
+        self._journal.append(events)
+        self.stopped = self.stopped or any(kind == "stop" for kind, _, _ in events)
+
+    def beat(self, interval: float) -> None:
+        """Write the heartbeat, once there is an experiment."""
+        if self.created:
+            self._repository.beat(self._spool.experiment, interval, self.events)
+
+    # ------------------------------------------------------------ the steps of a commit
+
+    def _commit_some(self, names: list[str], directory: Path | None) -> list[str]:
+        batch = self._repository.batch(compress=self._compress)
+        drafts: list[_Draft] = []
+        done: list[str] = []
+        total = 0
+        with ExitStack() as stack:
+            for name in names[:_JOBS]:
+                done.append(name)
+                draft = self._draft(name, batch, stack)
+                drafts.append(draft)
+                total += draft.size or 0
+                if total >= _BYTES:
+                    break
+            batch.flush()
+        self._write(drafts, batch, directory)
+        for name in done:
+            self._spool.remove(name)
+        return [p for draft in drafts for p in draft.problems]
+
+    def _draft(self, name: str, batch: Batch, stack: ExitStack) -> _Draft:
+        """Queue the job's blobs. What cannot be read of it becomes a problem of the draft."""
+        try:
+            job = stack.enter_context(self._spool.open(name))
+        except (DamagedError, OSError) as error:
+            return _Draft(name, {"kind": "lost"}, now(), problems=[f"a job was lost: {error}"])
+        draft = _Draft(name, job.header, decode_time(job.header["time"]))
+        if "files" in job.header:
+            try:
+                sources = self._sources(job, stack)
+                draft.tree, draft.size = add_tree(batch, sources, name)
+            except (TornCaptureError, UsageError, UnsafeTreeError) as error:
+                # That concerns this job only. A failure of the repository concerns every job, so
+                # it is passed on, and all of them are tried again.
+                draft.problems.append(_lost_files(job.header, error))
+        return draft
+
+    def _sources(self, job: Job, stack: ExitStack) -> Iterator[Source]:
+        for file in job.header["files"]:
+            if "target" in file:
+                yield Source(file["path"], "link", target=file["target"])
+                continue
+            if "at" in file:
+                view = job.data[file["at"] : file["at"] + file["size"]]
+            else:
+                path = self._spool.beside(job.name, file["beside"])
+                if not path.exists():
+                    complete_from_source(self._spool, job, file)
+                view = stack.enter_context(mapped(path))
+            yield Source(file["path"], "file", file["mode"], view)
+
+    def _write(self, drafts: list[_Draft], batch: Batch, directory: Path | None) -> None:
+        events: list[Event] = []
+        for draft in drafts:
+            stored = batch.stored[draft.job] if draft.tree else None
+            outcome = {"tree": draft.tree, "size": draft.size, "stored": stored}
+            kind = draft.header["kind"]
+            if kind == "experiment":
+                self._create(draft, outcome, directory)
+            elif kind == "packages":
+                found = environment.packages(draft.header["modules"])
+                events.append(("packages", draft.time, {"packages": found}))
+            elif kind != "lost":
+                events.append((kind, draft.time, {**draft.header["data"], **_only(kind, outcome)}))
+            events += [("problem", now(), {"message": p}) for p in draft.problems]
+        self.created = self.created or bool(events)
+        self.record(*events)
+
+    def _create(self, draft: _Draft, outcome: Mapping[str, Any], directory: Path | None) -> None:
+        record = decode_experiment(draft.header["record"].encode(), "the spooled experiment")
+        facts = environment.machine()
+        if directory is not None:
+            facts["git"] = environment.git(directory)
+        packages = environment.packages(draft.header["modules"])
+        record = replace(record, environment=facts, packages=packages, **outcome)
+        self._repository.create_experiment(record)
+        self.created = True
+
+
+def _only(kind: str, outcome: Mapping[str, Value]) -> Mapping[str, Value]:
+    return outcome if kind == "checkpoint" else {}
+
+
+def _lost_files(header: Mapping[str, Any], error: Exception) -> str:
+    what = "the run's files" if header["kind"] == "experiment" else "the files of a checkpoint"
+    return f"{what} could not be saved: {error}"
+
+
+def job_header(kind: str, **fields: Value) -> dict[str, Value]:
+    """The start of a job's header: its kind and the time at which it was made."""
+    return {"kind": kind, "time": encode_time(now()), **fields}
+
+
+def complete_from_source(spool: Spool, job: Job, file: Mapping[str, Any]) -> None:
+    """Copy a file whose lease was lost with its holder, if it still is what it was.
+
+    Raises TornCaptureError when it is not.
+    """
+    source = Path(file["source"])
+    state = capture.FileState(*file["state"])
+    taken = capture.Capture("lease", state)
+    if not capture.unchanged(source, taken):
+        raise capture.TornCaptureError(
+            f"{source} was changed or removed before it was copied, and the process that held "
+            "it still is gone"
+        )
+    with capture.take(source, spool.beside(job.name, file["beside"]), lease=False):
+        pass

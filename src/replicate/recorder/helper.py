@@ -1,0 +1,208 @@
+"""The helper process: it saves what the trainer hands over, and outlives it.
+
+It is a process and not a thread, so that saving takes no turn of the trainer's interpreter, and so
+that somebody is left to say how the run ended. It talks to the trainer over a socket of lines, each
+a JSON object; `link` is the other end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from replicate.backends.location import open_backend
+from replicate.errors import ReplicateError, StorageError
+from replicate.model import Status
+from replicate.recorder import capture
+from replicate.recorder.commit import INTERVAL, Committer
+from replicate.recorder.ending import ending_of, has_ended
+from replicate.recorder.spool import Spool
+from replicate.records import stop_data
+from replicate.repository import Repository
+
+_FIRST_RETRY, _LAST_RETRY = 1.0, 30.0
+#: How long a helper whose trainer is gone tries to reach a repository that fails (seconds). What
+#: is left stays in the spool.
+_PATIENCE = 60.0
+#: How long after the last word of a script its exit code is waited for (seconds).
+_EXIT_WAIT = 10.0
+
+
+class Helper:
+    """Commits jobs until the trainer is gone and nothing is left to save."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        backend = open_backend(settings["repository"], relative_to=Path(settings["directory"]))
+        self._spool = Spool(Path(settings["spool"]))
+        self._committer = Committer(Repository(backend), self._spool, compress=settings["compress"])
+        self._directory = Path(settings["directory"])
+        self._socket = socket.socket(fileno=settings["socket"])
+        self._watch: int | None = settings["watch"]
+        self._pid: int = settings["pid"]
+        self._wake = threading.Event()
+        self._waiting: list[int] = []
+        self._trainer_gone = False
+        self._at_exit = False
+        self._bye = False
+        self._said: set[str] = set()
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Save, retry what fails, and return when there is nothing left to wait for."""
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, daemon=True).start()
+        retry, waited = _FIRST_RETRY, 0.0
+        while True:
+            # Taken before the commit: what was spooled before these were set is in it.
+            waiting, gone = self._waiting[:], self._trainer_gone or self._bye
+            trouble = self._save(gone)
+            self._answer(waiting, trouble)
+            if trouble is None:
+                if gone:
+                    self._finish()
+                    return
+                retry, waited = _FIRST_RETRY, 0.0
+                self._wake.wait()
+            elif self._trainer_gone and waited >= _PATIENCE:
+                return  # the spool stays, and the next run or `recover` finishes it
+            else:
+                self._wake.wait(retry)
+                waited, retry = waited + retry, min(2 * retry, _LAST_RETRY)
+            self._wake.clear()
+
+    def _save(self, gone: bool) -> str | None:
+        """Commit what there is, and how the run ended when it did; return what went wrong."""
+        try:
+            for problem in self._committer.commit(self._directory):
+                self._report(problem)
+            if gone and self._committer.created and not self._committer.has_stopped():
+                self._record_ending()
+            if self._committer.stopped:
+                self._committer.beat(INTERVAL)
+        except StorageError as error:
+            self._report(f"{error} The run goes on; saving is tried again.")
+            return str(error)
+        return None
+
+    # ------------------------------------------------------------ the end
+
+    def _finish(self) -> None:
+        """The trainer has stopped the experiment or is gone, and all is in the repository."""
+        self._done.set()
+        if self._at_exit:
+            self._correct_status()
+        self._spool.destroy()
+
+    def _record_ending(self) -> None:
+        stop = ending_of(self._watch).stop()
+        self._committer.record(("stop", stop.time, stop_data(stop)))
+
+    def _correct_status(self) -> None:
+        """A script that called sys.exit(1) looks finished to its exit handlers; it has failed."""
+        if self._watch is None or not select.select([self._watch], [], [], _EXIT_WAIT)[0]:
+            return
+        if ending_of(self._watch).stop().status is Status.FAILED:
+            with suppress(StorageError):
+                self._record_ending()
+                self._committer.beat(INTERVAL)
+
+    # ------------------------------------------------------------ the other threads
+
+    def _beat(self) -> None:
+        """Say every few seconds that the run is alive."""
+        while not self._done.wait(INTERVAL if self._committer.created else 0.05):
+            # A beat that fails is not worth a word: the next one, or a job, will tell.
+            with suppress(ReplicateError):
+                self._committer.beat(INTERVAL)
+
+    def _listen(self) -> None:
+        """Take messages as they come: a leased file must not wait for what is being committed,
+        because a trainer that writes to it waits with it."""
+        try:
+            self._take_messages()
+        except OSError:
+            pass  # the trainer's end of the socket is gone
+        except Exception:
+            traceback.print_exc()  # to the log in the spool; the trainer sees the socket end
+            os._exit(1)
+        while not has_ended(self._watch, self._pid):
+            select.select([] if self._watch is None else [self._watch], [], [], 1.0)
+        self._trainer_gone = True
+        self._wake.set()
+
+    def _take_messages(self) -> None:
+        pending, descriptors = b"", list[int]()
+        while self._readable():
+            data, received, _, _ = socket.recv_fds(self._socket, 1 << 16, 64)
+            if not data:
+                return
+            descriptors += received
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                self._handle(json.loads(line), descriptors)
+
+    def _readable(self) -> bool:
+        """Wait for a message; False when the trainer is gone and has left none."""
+        watched: list[Any] = [self._socket] + ([] if self._watch is None else [self._watch])
+        while True:
+            ready = select.select(watched, [], [], 1.0)[0]
+            if self._socket in ready:
+                return True
+            if has_ended(self._watch, self._pid):
+                return False
+
+    def _handle(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
+        if message["op"] == "lease":
+            self._take_copy(message, descriptors.pop(0))
+        elif message["op"] == "wait":
+            self._waiting.append(message["token"])
+        elif message["op"] == "bye":
+            self._bye, self._at_exit = True, message["at_exit"]
+        self._wake.set()
+
+    def _take_copy(self, message: Mapping[str, Any], descriptor: int) -> None:
+        """Copy a leased file into the spool, which lets writers to it go on."""
+        target = self._spool.beside(message["job"], message["number"])
+        try:
+            capture.finish(descriptor, target, capture.FileState(*message["state"]))
+        except StorageError:
+            traceback.print_exc()  # the committer finds it missing, and says what that means
+
+    # ------------------------------------------------------------ talking to the trainer
+
+    def _answer(self, tokens: list[int], trouble: str | None) -> None:
+        for token in tokens:
+            self._waiting.remove(token)
+            self._send({"idle": token, "trouble": trouble})
+
+    def _report(self, problem: str) -> None:
+        if problem not in self._said:
+            self._said.add(problem)
+            self._send({"problem": problem})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        with suppress(OSError):  # the trainer is gone; the journal has what it should know
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+
+def main() -> None:
+    """The entry point of the process: its settings are the first argument, as JSON."""
+    # Ctrl-C and the end of a session are for the trainer; this process ends by itself, later.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):
+        os.nice(10)
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    Helper(json.loads(sys.argv[1])).run()

@@ -1,0 +1,207 @@
+"""The trainer's end of the helper process: to start it, wake it, pass it files, and wait for it.
+
+Where no helper can be started, `Foreground` does its work in the trainer, with the same methods.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import replicate
+from replicate.errors import ReplicateError
+from replicate.recorder.capture import Capture
+from replicate.recorder.commit import Committer
+from replicate.recorder.ending import watch_this_process
+from replicate.recorder.spool import Spool
+
+# Without this, a script that has restored SIGPIPE's default would be killed by a dead helper.
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+#: The interpreter's own libraries come before the script's directory, so that a file of the user's
+#: called `queue.py` is not taken for the standard library's.
+_START = (
+    "import json, sys; settings = json.loads(sys.argv[1]); sys.path[:] = settings['path']; "
+    "from replicate.recorder.helper import main; main()"
+)
+
+
+class HelperGone(Exception):
+    """The helper process has ended, or does not answer."""
+
+
+class Saver(Protocol):
+    """What gets jobs out of the spool and into the repository."""
+
+    def notify(self) -> list[str]:
+        """Say that there is a new job. Returns what went wrong since the last time."""
+
+    def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
+        """Hand over a leased file, or return False when that is not possible."""
+
+    def wait(self, tick: Callable[[], None]) -> str | None:
+        """Return when all that was spooled before the call is in the repository, or what keeps it
+        from there. Calls `tick` several times a second."""
+
+    def close(self, *, at_exit: bool) -> None:
+        """Say that no more jobs will come."""
+
+
+class HelperLink:
+    """A helper process that is running. Raises HelperGone when it is not any more."""
+
+    def __init__(self, spool: Spool, lock: int, settings: Mapping[str, Any]) -> None:
+        """Start one. Raises OSError when that is not possible here."""
+        self._token = 0
+        self._pending = b""
+        self._problems: list[str] = []
+        ours, theirs = socket.socketpair()
+        watch = watch_this_process()
+        path = [p for p in sys.path[1:] if p] + sys.path[:1]
+        package_root = str(Path(replicate.__file__).parents[1])
+        settings = {
+            **settings,
+            "path": path if package_root in path else [*path, package_root],
+            "spool": str(spool.directory),
+            "socket": theirs.fileno(),
+            "watch": watch,
+            "pid": os.getpid(),
+        }
+        try:
+            with open(spool.directory / "helper.log", "ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _START, json.dumps(settings)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    pass_fds=[theirs.fileno(), lock, *([] if watch is None else [watch])],
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            if watch is not None:
+                os.close(watch)
+        self._socket = ours
+        _reap()
+
+    def notify(self) -> list[str]:
+        # A socket that is full is no loss: the helper is awake, and looks for jobs by itself.
+        with suppress(BlockingIOError):
+            self._send({"op": "job"})
+        self._receive(timeout=0)
+        problems, self._problems = self._problems, []
+        return problems
+
+    def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
+        message = {"op": "lease", "job": job, "number": number, "state": capture.state}
+        try:
+            self._send(message, capture.fd)
+        except (BlockingIOError, HelperGone):
+            return False
+        return True
+
+    def wait(self, tick: Callable[[], None]) -> str | None:
+        self._token += 1
+        self._send({"op": "wait", "token": self._token}, blocking=True)
+        while True:
+            for answer in self._receive(timeout=0.05):
+                if answer["idle"] == self._token:
+                    trouble: str | None = answer["trouble"]
+                    return trouble
+            tick()
+
+    def close(self, *, at_exit: bool) -> None:
+        with suppress(HelperGone, OSError):
+            self._send({"op": "bye", "at_exit": at_exit}, blocking=True)
+        self._socket.close()
+        if at_exit:  # it outlives this process on purpose, and whoever adopts it will reap it
+            self._process.returncode = 0
+        else:
+            _closing.append(self._process)
+
+    def abandon(self) -> None:
+        """Close this process's copy of the socket without a word: it is a forked child's."""
+        self._socket.close()
+
+    def _send(
+        self, message: Mapping[str, Any], descriptor: int | None = None, *, blocking: bool = False
+    ) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        self._socket.setblocking(blocking)
+        try:
+            if descriptor is None:
+                self._socket.send(data, _NO_SIGNAL)
+            else:
+                socket.send_fds(self._socket, [data], [descriptor], _NO_SIGNAL)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise HelperGone(str(error)) from error
+
+    def _receive(self, timeout: float) -> list[Mapping[str, Any]]:
+        """The answers that have come; problems are put aside for `notify`."""
+        self._socket.settimeout(timeout)
+        try:
+            data = self._socket.recv(1 << 16)
+        except (BlockingIOError, TimeoutError):
+            return []
+        except OSError as error:
+            raise HelperGone(str(error)) from error
+        if not data:
+            raise HelperGone("it has ended")
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        messages = [json.loads(line) for line in lines]
+        self._problems += [m["problem"] for m in messages if "problem" in m]
+        return [m for m in messages if "idle" in m]
+
+
+#: Helpers that were told to end, in a process that goes on.
+_closing: list[subprocess.Popen[bytes]] = []
+
+
+def _reap() -> None:
+    _closing[:] = [process for process in _closing if process.poll() is None]
+
+
+class Foreground:
+    """Saves in the trainer's own process, while it waits."""
+
+    def __init__(self, committer: Committer, directory: Path, interval: float) -> None:
+        self._committer = committer
+        self._directory = directory
+        self._interval = interval
+        self._last_beat = -interval
+        self._trouble: str | None = None
+
+    def notify(self) -> list[str]:
+        self._trouble = None
+        try:
+            problems = self._committer.commit(self._directory)
+            if time.monotonic() - self._last_beat >= self._interval:
+                self._committer.beat(self._interval)
+                self._last_beat = time.monotonic()
+        except ReplicateError as error:
+            self._trouble = str(error)
+            return [self._trouble]
+        return problems
+
+    def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
+        return False
+
+    def wait(self, tick: Callable[[], None]) -> str | None:
+        self.notify()
+        return self._trouble
+
+    def close(self, *, at_exit: bool) -> None:
+        with suppress(ReplicateError):
+            self._committer.beat(self._interval)

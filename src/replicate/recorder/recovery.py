@@ -1,0 +1,44 @@
+"""Finishing what a run has left in the spool, when its process and its helper are both gone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from replicate.errors import StorageError
+from replicate.model import short
+from replicate.recorder.commit import Committer
+from replicate.recorder.spool import Spool, all_spools
+from replicate.repository import Repository
+
+
+def recover(repository: Repository, root: Path) -> Iterator[str]:
+    """Commit every job that nobody else is about to commit; yield a sentence for each run.
+
+    A run whose process or helper is alive has its spool locked, and is passed over.
+    """
+    for spool in all_spools(root):
+        lock = spool.try_lock()
+        if lock is None:
+            continue
+        try:
+            yield from _recover_one(repository, spool)
+        finally:
+            os.close(lock)
+
+
+def _recover_one(repository: Repository, spool: Spool) -> Iterator[str]:
+    jobs = len(spool.names())
+    try:
+        problems = Committer(repository, spool).commit()
+    except StorageError as error:
+        yield f"Experiment {short(spool.experiment)} has unsaved work in {spool.directory}: {error}"
+        return
+    spool.destroy()
+    if jobs:
+        yield (
+            f"Experiment {short(spool.experiment)} was cut off: what it had not saved yet is "
+            "in the repository now."
+        )
+    yield from problems

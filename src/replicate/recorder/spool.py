@@ -1,0 +1,164 @@
+"""The spool: what a run has saved locally and what is not yet in the repository.
+
+Each experiment that is being recorded has a directory of *jobs*. A job is one file that appears
+whole, by a rename: a header line (JSON with a checksum), then the bytes of small files. Large files
+lie beside it. Nothing here knows what a job means; `commit` does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from replicate.backends.base import Content
+from replicate.errors import DamagedError
+from replicate.records import seal_event, unseal
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_SUFFIX = ".job"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it was spooled: its name, its header, and the bytes of its small files."""
+
+    name: str
+    header: Mapping[str, Any]
+    data: memoryview
+
+
+class Spool:
+    """The jobs of one experiment, in a directory on a local disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._count = 0
+
+    @property
+    def experiment(self) -> str:
+        """The id of the experiment that these jobs belong to."""
+        return self.directory.name
+
+    def create(self) -> int:
+        """Make the directory and lock it; return the lock, a descriptor that holds it until the
+        last process that has it closes it or dies."""
+        self.directory.mkdir(parents=True)
+        lock = self.try_lock()
+        assert lock is not None
+        return lock
+
+    def try_lock(self) -> int | None:
+        """The lock, or None while another process has it: then the run is being recorded."""
+        lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if sys.platform == "win32":
+                msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(lock)
+            return None
+        return lock
+
+    def next_name(self) -> str:
+        """A name for a new job, after all that this process has named. Processes that were forked
+        from each other never make the same one."""
+        self._count += 1
+        return f"{self._count:012d}-{os.getpid()}"
+
+    def beside(self, name: str, number: int) -> Path:
+        """Where the `number`-th large file of job `name` lies."""
+        return self.directory / f"{name}.{number}"
+
+    def add(self, name: str, header: Mapping[str, Any], data: Sequence[Content]) -> None:
+        """Spool a job. It survives the death of every process at once, and of the machine once
+        the recorder has made it durable. Raises OSError, leaving nothing, when it cannot."""
+        checksum = 0
+        for content in data:
+            checksum = zlib.crc32(content, checksum)
+        line = seal_event({**header, "size": sum(map(len, data)), "crc32": checksum})
+        temporary = self.directory / f"{name}.tmp"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(line)
+                for content in data:
+                    file.write(content)
+            os.rename(temporary, self.directory / (name + _SUFFIX))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def names(self) -> list[str]:
+        """The jobs, in the order they were made."""
+        found = (n for n in os.listdir(self.directory) if n.endswith(_SUFFIX))
+        return sorted(n.removesuffix(_SUFFIX) for n in found)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[Job]:
+        """The job, with its bytes mapped until the block ends. Raises DamagedError when a crash
+        of the machine has left only a part of it."""
+        path = self.directory / (name + _SUFFIX)
+        with mapped(path) as view:
+            end = _find_newline(view)
+            header = unseal(bytes(view[:end]), str(path))
+            data = view[end + 1 :]
+            if len(data) != header["size"] or zlib.crc32(data) != header["crc32"]:
+                raise DamagedError(f"{path} is damaged: only a part of it was written")
+            try:
+                yield Job(name, header, data)
+            finally:
+                data.release()
+
+    def remove(self, name: str) -> None:
+        """Forget a job and the large files beside it."""
+        for path in self.directory.glob(f"{name}.*"):
+            path.unlink(missing_ok=True)
+
+    def destroy(self) -> None:
+        """Remove the whole directory."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[memoryview]:
+    """The bytes of a file, mapped and not read. Views of it must be released with it."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            yield memoryview(b"")  # an empty file cannot be mapped
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as map, memoryview(map) as view:
+            yield view
+
+
+def _find_newline(view: memoryview) -> int:
+    size = 4096
+    while True:
+        found = bytes(view[:size]).find(b"\n")
+        if found >= 0 or size >= len(view):
+            return found if found >= 0 else len(view)
+        size *= 4
+
+
+def all_spools(root: Path) -> list[Spool]:
+    """The spools of every experiment under `root`."""
+    if not root.is_dir():
+        return []
+    return [Spool(path) for path in sorted(root.iterdir()) if path.is_dir()]
+
+
+def spool_root(repository: str) -> Path:
+    """Where the spools of a repository are: inside one on disk, so that its file system is the
+    same; no key can name a hidden directory."""
+    return Path(repository) / ".spool"
