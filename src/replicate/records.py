@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,11 @@ from replicate.model import (
 
 _CHECK = re.compile(rb',\s*"check":\s*"([0-9a-f]{16})"\s*\}\s*\Z')
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def new_id() -> str:
+    """An id that nobody else has: 64 hex digits."""
+    return os.urandom(32).hex()
 
 
 def now() -> datetime:

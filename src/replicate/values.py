@@ -6,7 +6,6 @@ imports none of them. It knows nothing of files.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import enum
@@ -82,7 +81,8 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
         if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
             return dict(omegaconf.OmegaConf.to_container(value, resolve=True))
         return value
-    if isinstance(value, argparse.Namespace):
+    argparse = sys.modules.get("argparse")
+    if argparse is not None and isinstance(value, argparse.Namespace):
         return vars(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

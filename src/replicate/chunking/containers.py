@@ -8,12 +8,11 @@ how much is allocated or how long this takes. What to do with the spans is not k
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
-
-import msgspec
 
 #: Parts of one file that are looked at; more are treated as one stretch of unknown content.
 MAX_PARTS = 1 << 17
@@ -50,26 +49,20 @@ def _disjoint(spans: Iterable[Span], size: int) -> Iterator[Span]:
 # Safetensors: the header's length as 8 bytes, the header as JSON, then the tensors.
 
 
-class _Tensor(msgspec.Struct):
-    data_offsets: tuple[int, int] | None = None  # None in `__metadata__`
-
-
-_header_decoder = msgspec.json.Decoder(dict[str, _Tensor])
-
-
 def _safetensors(view: memoryview) -> Iterator[Span]:
     length = int.from_bytes(view[:8], "little")
     data = 8 + length
     if length > MAX_JSON_HEADER or data > len(view) or bytes(view[8:9]) != b"{":
         return
     try:
-        header = _header_decoder.decode(view[8:data])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        header = json.loads(bytes(view[8:data]))
+    except (ValueError, RecursionError):
         return
     for tensor in header.values():
-        if tensor.data_offsets is not None:
-            start, end = tensor.data_offsets
-            yield Span(data + start, data + end, is_array=True)
+        # `__metadata__` has no offsets. Anything else may be hostile: whole numbers or nothing.
+        match tensor:
+            case {"data_offsets": [int(start), int(end)]}:
+                yield Span(data + start, data + end, is_array=True)
 
 
 # Zip: APPNOTE 6.3, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14-16 (its end), 4.5.3.

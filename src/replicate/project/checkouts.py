@@ -8,7 +8,6 @@ been there before. Undoing it is a checkout of that tree, so an undo can be undo
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from replicate.errors import (
 )
 from replicate.model import short
 from replicate.recorder.spool import mapped
-from replicate.records import decode_time, encode_time, now, seal_document, unseal
+from replicate.records import decode_time, encode_time, new_id, now, seal_document, unseal
 from replicate.repository import Repository
 from replicate.tree import Entry, Source, Tree, add_tree, same_file, stage, validate
 
@@ -195,7 +194,7 @@ def _keep(
     repository: Repository, plan: CheckoutPlan, replaced: Sequence[str], added: Sequence[str]
 ) -> str:
     """Store what is about to go, and a record that says where it belongs; return its id."""
-    id = secrets.token_hex(32)
+    id = new_id()
     batch = repository.batch()
     with ExitStack() as stack:
         sources = [_source(plan.directory, path, stack) for path in replaced]

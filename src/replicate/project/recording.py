@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from replicate.model import (
 from replicate.recorder.client import Recorder
 from replicate.recorder.recovery import recover
 from replicate.recorder.spool import Spool, spool_root
-from replicate.records import now
+from replicate.records import new_id, now
 from replicate.repository import Repository
 from replicate.tree import Listing, relative, select
 from replicate.values import to_params, to_value
@@ -62,7 +61,7 @@ def start(
     for message in recover(repository, spools):
         report(message)
     record = ExperimentRecord(
-        id=secrets.token_hex(32),
+        id=new_id(),
         created=now(),
         params=values,
         user=config.user or environment.user(),
@@ -161,7 +160,7 @@ class Recording:
             return None
         paths, listing = self._listing(path)
         record = CheckpointRecord(
-            id=secrets.token_hex(32),
+            id=new_id(),
             experiment=self.record.id,
             created=now(),
             step=self._step(step),

@@ -7,7 +7,6 @@ again, to the same effect.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from replicate.model import Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
 from replicate.recorder.spool import Job, Spool, mapped
-from replicate.records import decode_experiment, decode_time, encode_time, now
+from replicate.records import decode_experiment, decode_time, encode_time, new_id, now
 from replicate.repository import JournalWriter, Repository
 from replicate.tree import Source, add_tree
 
@@ -87,7 +86,7 @@ class Committer:
     def record(self, *events: Event) -> None:
         """Commit events that were not spooled, such as how the process ended."""
         if self._journal is None:
-            name = secrets.token_hex(8)
+            name = new_id()[:16]
             self._journal = self._repository.journal(self._spool.experiment, name)
         self._journal.append(events)
         self.stopped = self.stopped or any(kind == "stop" for kind, _, _ in events)

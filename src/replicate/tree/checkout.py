@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,8 @@ def stage(backend: Backend, entries: Sequence[Entry], destination: Path) -> Stag
         _check_place(destination, entry)
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=".replicate-checkout-", dir=destination))
+        directory = destination / f".replicate-checkout-{os.urandom(8).hex()}"
+        directory.mkdir()
     except OSError as error:
         raise StorageError(f"Cannot write into {destination}: {error.strerror}") from error
     try:
