@@ -117,10 +117,9 @@ class BackendContract:
     def test_every_kind_of_content_is_written_whole(self, backend: Backend, size: int) -> None:
         content = (bytes(range(251)) * (size // 251 + 1))[:size]
         backend.put("bytes", content)
-        backend.put("bytearray", bytearray(content))
         backend.put_if_absent({"view": memoryview(content)})
         backend.append("journal", b"", memoryview(content))
-        for key in ("bytes", "bytearray", "view", "journal"):
+        for key in ("bytes", "view", "journal"):
             assert backend.get(key) == content
 
     def test_a_mapped_file_can_be_closed_after_it_was_put(
@@ -175,7 +174,7 @@ class BackendContract:
     def test_of_many_writers_of_a_key_exactly_one_creates_it(self, backend: Backend) -> None:
         contents = [bytes([i]) * 5000 for i in range(32)]
         handles = [self.another(backend) for _ in contents]
-        for key in (f"race/{number}" for number in range(5)):
+        for key in (f"race/{number}" for number in range(12)):
             items = [{key: content} for content in contents]
             results = in_parallel(*map(partial, [h.put_if_absent for h in handles], items))
             winners = [i for i, created in enumerate(results) if created == {key}]

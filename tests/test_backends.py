@@ -451,6 +451,31 @@ def test_the_clock_is_the_one_of_the_files(local: LocalBackend) -> None:
     assert known(local, "a").modified <= local.clock() < next_tick(local)
 
 
+class Slow(dict[str, bytes]):
+    """A batch that gives the content of "late" once "early" is written; `since` is in between."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        super().__init__(early=b"early", late=b"")
+        self.backend, self.since = backend, 0.0
+
+    def __getitem__(self, key: str) -> bytes:
+        if key == "late" and not self.since:
+            written: list[int] = []
+            while 5 not in written:
+                written = [path.stat().st_size for path in Path(self.backend.url).glob(".tmp/*")]
+            self.since = next_tick(self.backend)
+        return super().__getitem__(key)
+
+
+def test_a_new_key_is_as_fresh_as_its_publication_however_long_the_batch_took(
+    local: LocalBackend,
+) -> None:
+    batch = Slow(local)
+    assert local.put_if_absent(batch) == {"early", "late"}
+    assert known(local, "early").modified >= batch.since > 0
+    assert local.delete(["early"], unless_modified_since=batch.since) == set()
+
+
 # Where
 
 
