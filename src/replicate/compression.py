@@ -23,8 +23,6 @@ Nothing here knows of hashes, keys or repositories.
 
 from __future__ import annotations
 
-import zstandard
-
 from replicate.errors import DamagedError
 
 #: Number of byte planes of each compressed encoding; raw bytes have the suffix "".
@@ -81,6 +79,8 @@ def _sample(data: bytes | memoryview) -> bytes:
 
 
 def _compress(data: bytes | memoryview, planes: int) -> bytes:
+    import zstandard  # 12 ms, which a repository that stores raw bytes need not pay
+
     compressor = zstandard.ZstdCompressor(level=LEVEL)
     if planes == 1:
         return compressor.compress(data)
@@ -90,6 +90,8 @@ def _compress(data: bytes | memoryview, planes: int) -> bytes:
 
 def _decompress(payload: bytes | memoryview, size: int) -> bytes:
     """All frames of `payload` expanded and joined, `size` bytes of them."""
+    import zstandard
+
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     reader = decompressor.stream_reader(payload, read_across_frames=True)
     try:

@@ -10,7 +10,6 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -142,5 +141,8 @@ def several(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     items = list(items)
     if len(items) < 2:
         return [work(item) for item in items]
+    # It costs 8 ms, which a training script that only spools need not pay.
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(min(SYNC_THREADS, len(items))) as pool:
         return list(pool.map(work, items))

@@ -7,7 +7,7 @@ copies that nobody changes any more.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,16 +105,24 @@ def relative(root: Path, path: str | os.PathLike[str], *, base: Path) -> str:
 
     Raises UsageError when it is outside the root, and NotFoundError when it does not exist.
     """
-    whole = Path(os.path.abspath(base / path))
+    whole = os.path.abspath(os.path.join(base, path))
     if not os.path.lexists(whole):
         raise NotFoundError(f'"{path}" does not exist (looked for {whole})')
-    for inside, here in ((whole, root), (whole.resolve(), root.resolve())):
-        if inside.is_relative_to(here):
-            return inside.relative_to(here).as_posix()
+    for inside, here in _spellings(whole, str(root)):
+        if inside == here:
+            return "."
+        if inside.startswith(here.rstrip(os.sep) + os.sep):
+            return inside[len(here.rstrip(os.sep)) + 1 :].replace(os.sep, "/")
     raise UsageError(
         f'"{path}" is outside the project directory, {root}',
         hint="Save it inside the project, or copy it there before it is recorded.",
     )
+
+
+def _spellings(path: str, root: str) -> Iterator[tuple[str, str]]:
+    """Both as they were given, and, where that does not tell, with every link followed."""
+    yield path, root
+    yield os.path.realpath(path), os.path.realpath(root)
 
 
 # ---------------------------------------------------------------- adding
