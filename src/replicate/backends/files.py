@@ -145,4 +145,8 @@ def several(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(SYNC_THREADS, len(items))) as pool:
-        return list(pool.map(work, items))
+        try:
+            results = pool.map(work, items)
+        except RuntimeError:  # the interpreter is shutting down, and starts no thread any more
+            return [work(item) for item in items]
+        return list(results)
