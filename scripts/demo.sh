@@ -11,8 +11,8 @@ export XDG_CACHE_HOME="$workspace/cache"
 cp -R "$examples/quickstart" "$workspace/digits"
 cd "$workspace/digits"
 
-say() { printf '\n# %s\n' "$*"; }
-run() { printf '$ %s\n' "$*"; "$@"; }
+say() { printf '\n\n# %s\n' "$*"; }
+run() { printf '\n$ %s\n' "$*"; "$@"; }
 
 say 'Train a model twice, with different params. Two lines of train.py call Replicate.'
 run grep -n experiment train.py
@@ -35,6 +35,7 @@ run replicate diff "$first" "$second"
 say 'Get the code and the model of the best checkpoint back.'
 run replicate checkout "$second" -o best
 run ls best
+run diff -s train.py best/train.py
 
 say 'All of it is plain files.'
 run ls .replicate
