@@ -83,7 +83,7 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
         return value
     argparse = sys.modules.get("argparse")
     if argparse is not None and isinstance(value, argparse.Namespace):
-        return vars(value)
+        return dict(vars(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if not isinstance(value, type) and callable(getattr(value, "model_dump", None)):

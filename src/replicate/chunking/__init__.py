@@ -25,25 +25,27 @@ GRID = 4 * MIB
 CONTENT_SIZES = (64 * KIB, 256 * KIB, 4 * MIB)
 
 
-def cut(view: memoryview) -> list[int]:
-    """Where the chunks of a file end: ascending offsets, the last one `len(view)`, [] when empty.
+def cut(view: memoryview) -> Iterator[int]:
+    """Where the chunks of a file end: ascending offsets, the last one `len(view)`; none when empty.
 
     Each chunk has 1 to `MAX_CHUNK` bytes. `view` is the file's bytes, as from `mmap`; of a
-    container only the headers are read. Never raises for what the bytes are. Not to be called from
-    several threads at once.
+    container only the headers are read, of anything else what comes before the offset that was
+    asked for. Never raises for what the bytes are. Not to be called from several threads at once.
     """
     if len(view) < LARGE_SPAN:
-        return [len(view)] if view else []
-    ends: list[int] = []
+        yield from [len(view)] if len(view) else []
+        return
+    cut_at = 0
     for span in _covering(find_spans(view), len(view)):
-        chunk_start = ends[-1] if ends else 0
         if span.end - span.start >= LARGE_SPAN:
-            if span.start > chunk_start:
-                ends.append(span.start)
-            ends += _grid(span) if span.is_array else _by_content(view, span)
-        elif span.end - chunk_start >= LARGE_SPAN or span.end == len(view):
-            ends.append(span.end)
-    return ends
+            if span.start > cut_at:
+                yield span.start
+            yield from _grid(span) if span.is_array else _by_content(view, span)
+        elif span.end - cut_at >= LARGE_SPAN or span.end == len(view):
+            yield span.end
+        else:
+            continue
+        cut_at = span.end
 
 
 def _covering(spans: Iterable[Span], size: int) -> Iterator[Span]:
@@ -66,15 +68,16 @@ def _grid(span: Span) -> list[int]:
     return [*ends, span.end]
 
 
-def _by_content(view: memoryview, span: Span) -> list[int]:
+def _by_content(view: memoryview, span: Span) -> Iterator[int]:
     """Cuts that move with the content when bytes come before it; without pyfastcdc, a grid."""
     try:
         # The compiled class by name: `pyfastcdc.FastCDC` may be the Python one, which would take
         # minutes for a gigabyte. Imported here because only the recorder of large files needs it.
         from pyfastcdc.cy import FastCDC
     except ImportError:
-        return _grid(span)
+        yield from _grid(span)
+        return
     least, typical, greatest = CONTENT_SIZES
     cutter = FastCDC(typical, min_size=least, max_size=greatest)
-    found = cutter.cut_buf(view[span.start : span.end])
-    return [span.start + chunk.offset + chunk.length for chunk in found]
+    for chunk in cutter.cut_buf(view[span.start : span.end]):
+        yield span.start + chunk.offset + chunk.length

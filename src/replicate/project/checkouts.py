@@ -219,7 +219,8 @@ def _source(directory: Path, path: str, stack: ExitStack) -> Source:
         if place.is_symlink():
             return Source(path, "link", target=os.readlink(place))
         mode = place.stat().st_mode & 0o777
-        return Source(path, "file", mode, stack.enter_context(mapped(place)))
+        file = stack.enter_context(mapped(place))
+        return Source(path, "file", mode, file.view, release=file.release)
     except OSError as error:
         raise StorageError(
             f"Cannot keep {place} before it is overwritten: {error.strerror}",

@@ -98,7 +98,6 @@ def finish(fd: int, spooled: Path, expected: FileState) -> None:
     """
     with _storage_error(f"cannot spool {spooled}"):
         try:
-            _require(fd, expected, spooled)
             with _whole(spooled) as partial:
                 filesystem.copy(fd, partial, expected.size)
                 _require(fd, expected, spooled)

@@ -145,7 +145,9 @@ class Committer:
                 path = self._spool.beside(job.name, file["beside"])
                 if not path.exists():
                     complete_from_source(self._spool, job, file)
-                view = stack.enter_context(mapped(path))
+                large = stack.enter_context(mapped(path))
+                yield Source(file["path"], "file", file["mode"], large.view, release=large.release)
+                continue
             yield Source(file["path"], "file", file["mode"], view)
 
     def _write(self, drafts: list[_Draft], batch: Batch, directory: Path | None) -> None:

@@ -132,9 +132,8 @@ def copy(source: int, target: Path, size: int) -> None:
     """
     fd = _create(target)
     try:
-        done = _copy_in_kernel(source, fd, size)
-        if done < size:
-            _copy_through_memory(source, fd, done, size)
+        if not _copy_in_kernel(source, fd, size):
+            _copy_through_memory(source, fd, size)
     finally:
         os.close(fd)
 
@@ -143,8 +142,8 @@ def _create(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
 
 
-def _copy_in_kernel(source: int, target: int, size: int) -> int:
-    """Copy as much as the kernel will, and return how much that is."""
+def _copy_in_kernel(source: int, target: int, size: int) -> bool:
+    """Whether the kernel copied all. It leaves both descriptors at their beginning."""
     done = 0
     if sys.platform == "linux":
         try:
@@ -157,16 +156,14 @@ def _copy_in_kernel(source: int, target: int, size: int) -> int:
         except OSError as error:
             if error.errno not in NEVER_HERE:
                 raise
-    return done
+    return done == size
 
 
-def _copy_through_memory(source: int, target: int, start: int, size: int) -> None:
+def _copy_through_memory(source: int, target: int, size: int) -> None:
     with (
         open(source, "rb", buffering=0, closefd=False) as reader,
         open(target, "wb", closefd=False) as writer,
     ):
-        reader.seek(start)
-        writer.seek(start)
-        while start < size and (piece := reader.read(min(_MEMORY_STEP, size - start))):
+        while size and (piece := reader.read(min(_MEMORY_STEP, size))):
             writer.write(piece)
-            start += len(piece)
+            size -= len(piece)

@@ -13,7 +13,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ else:
     import fcntl
 
 _SUFFIX = ".job"
+#: Memory of mapped files is given back in steps of this many bytes, a multiple of every page size.
+_RELEASE = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ class Spool:
         """The job, with its bytes mapped until the block ends. Raises DamagedError when a crash
         of the machine has left only a part of it."""
         path = self.directory / (name + _SUFFIX)
-        with mapped(path) as view:
+        with mapped(path) as file:
+            view = file.view
             end = _find_newline(view)
             header = unseal(bytes(view[:end]), str(path))
             data = view[end + 1 :]
@@ -131,15 +134,42 @@ class Spool:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Mapped:
+    """The bytes of a file, mapped and not read."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._map: mmap.mmap | None = None
+        self.view = memoryview(b"")
+        self._released = 0
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.view = memoryview(self._map)
+
+    def release(self, end: int) -> None:
+        """Give back the memory of the bytes before `end`. Reading them again is only slower."""
+        length = (end - self._released) // _RELEASE * _RELEASE
+        if length > 0 and self._map is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED, self._released, length)
+            self._released += length
+
+    def close(self) -> None:
+        """Let go of the file. Where an error still holds a view, its end does that."""
+        self.view.release()
+        if self._map is not None:
+            with suppress(BufferError):
+                self._map.close()
+
+
 @contextmanager
-def mapped(path: Path) -> Iterator[memoryview]:
-    """The bytes of a file, mapped and not read. Views of it must be released with it."""
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            yield memoryview(b"")  # an empty file cannot be mapped
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as map, memoryview(map) as view:
-            yield view
+def mapped(path: Path) -> Iterator[Mapped]:
+    """A file's bytes for the time of a block. Raises OSError."""
+    found = Mapped(path)
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 def _find_newline(view: memoryview) -> int:

@@ -7,14 +7,14 @@ copies that nobody changes any more.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
 from replicate import chunking, ignore
-from replicate.blobs import Batch
+from replicate.blobs import FLUSH_AT, Batch
 from replicate.errors import NotFoundError, UsageError
 from replicate.tree.manifest import (
     Entry,
@@ -130,13 +130,15 @@ def _spellings(path: str, root: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What goes into a tree. `view` is a file's bytes; `target` is a link's."""
+    """What goes into a tree. `view` is a file's bytes; `target` is a link's. `release` is told up
+    to which offset the bytes are not needed any more."""
 
     path: str
     kind: Kind = "file"
     mode: int = 0o644
     view: memoryview = _EMPTY
     target: str = ""
+    release: Callable[[int], None] | None = None
 
 
 def add_tree(batch: Batch, sources: Iterable[Source], owner: Hashable) -> tuple[str, int]:
@@ -153,21 +155,19 @@ def add_tree(batch: Batch, sources: Iterable[Source], owner: Hashable) -> tuple[
 def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
     if source.kind == "link":
         return Entry(source.path, "link", target=source.target)
-    view = source.view
-    ends = chunking.cut(view)
-    if len(ends) <= 1:
-        hash = batch.add_blob(view, owner)
-        return Entry(source.path, mode=source.mode, size=len(view), hash=hash)
-    hasher, chunks, start = blake3(), [], 0
-    for end in ends:
+    view, whole = source.view, blake3()
+    chunks: list[tuple[str, int]] = []
+    start = 0
+    for end in chunking.cut(view):
         chunk = view[start:end]
-        hasher.update(chunk)
         chunks.append((batch.add_blob(chunk, owner), end - start))
+        if end - start < len(view):
+            whole.update(chunk)
         start = end
-    return Entry(
-        source.path,
-        mode=source.mode,
-        size=len(view),
-        hash=hasher.hexdigest(),
-        chunks=tuple(chunks),
-    )
+        if source.release is not None:
+            source.release(end - FLUSH_AT)  # what is before that, the batch has written
+    if len(chunks) <= 1:
+        hash = chunks[0][0] if chunks else batch.add_blob(view, owner)
+        return Entry(source.path, mode=source.mode, size=len(view), hash=hash)
+    hash = whole.hexdigest()
+    return Entry(source.path, "file", source.mode, len(view), hash, tuple(chunks))
