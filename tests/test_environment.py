@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from replicate import environment
-from replicate.environment import command, gpus_from, imported_modules, packages
+from replicate import environment, process
+from replicate.environment import gpus_from, packages
+from replicate.process import command, imported_modules
 
 PYTHON = "/usr/bin/python3"
 
@@ -89,8 +90,8 @@ def test_what_only_resembles_a_secret_is_kept(typed: str) -> None:
 
 
 def test_host_and_user_are_names() -> None:
-    assert environment.host()
-    assert environment.user()
+    assert process.host()
+    assert process.user()
 
 
 def test_the_machine_is_described_in_json() -> None:

@@ -3,20 +3,19 @@ run; `replicate.experiments` and the `replicate` command get it back."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from replicate.errors import ReplicateError, RepositoryError
-from replicate.project import (
-    Checkpoint,
-    CheckpointList,
-    Experiment,
-    ExperimentList,
-    Experiments,
-    Project,
-)
+if TYPE_CHECKING:
+    from replicate.api import experiments, init
+    from replicate.errors import ReplicateError
+    from replicate.project import (
+        Checkpoint,
+        CheckpointList,
+        Experiment,
+        ExperimentList,
+        Project,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,57 +29,27 @@ __all__ = [
     "init",
 ]
 
-
-def init(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = ".",
-    params: object = None,
-    name: str | None = None,
-    tags: Sequence[str] = (),
-    notes: str | None = None,
-    group: str | None = None,
-) -> Experiment:
-    """Start to record this run of a training script.
-
-    `path` is what to copy of the project: by default all of it, but what .gitignore and
-    .replicateignore list; None copies nothing. `params` may be a dict, an `argparse.Namespace`, a
-    dataclass, or a pydantic or OmegaConf object.
-
-    Raises ReplicateError when the set-up is wrong or the repository cannot be written. After that
-    nothing raises, and nothing stops a run.
-    """
-    _refuse_namesake()
-    return Project().init(path, params, name=name, tags=tags, notes=notes, group=group, report=_say)
+_HOMES = {
+    "experiments": "replicate.api",
+    "init": "replicate.api",
+    "ReplicateError": "replicate.errors",
+    "Checkpoint": "replicate.project",
+    "CheckpointList": "replicate.project",
+    "Experiment": "replicate.project",
+    "ExperimentList": "replicate.project",
+    "Project": "replicate.project",
+}
 
 
-#: The experiments of the project that the working directory is in: `list()` and `get(id)`.
-experiments = Experiments(lambda: Project().experiments.all(), lambda id: Project().find(id))
+def __getattr__(name: str) -> Any:
+    """Import what a name needs when it is first used (PEP 562): the command line, which imports
+    this package for each `--help`, needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'replicate' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
 
 
-def _say(message: str) -> None:
-    """Tell the person at the terminal, in a form that every encoding has a way to show."""
-    stream = sys.stderr
-    if stream is None:  # as under pythonw
-        return
-    mark = "═══╡ "
-    try:
-        mark.encode(stream.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        mark = "===| "
-    try:
-        encoding = stream.encoding or "ascii"
-        text = f"{mark}{message}\n".encode(encoding, "backslashreplace").decode(encoding)
-        stream.write(text)
-        stream.flush()
-    except (OSError, ValueError):
-        pass  # the terminal is closed: a run must go on without it
-
-
-def _refuse_namesake() -> None:
-    """Another product's client is called `replicate` on PyPI. Installed over this package, or this
-    over it, its files lie among ours."""
-    if (Path(__file__).parent / "client.py").exists():
-        raise RepositoryError(
-            f"Another package called `replicate` is installed in the same place as this one, "
-            f"{Path(__file__).parent}: the API client of replicate.com.",
-            hint="Uninstall both (`pip uninstall replicate`, twice), then install this one again.",
-        )
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

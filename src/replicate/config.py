@@ -78,7 +78,7 @@ def find_project(start: Path) -> tuple[Path, Path | None]:
         for name in CONFIG_NAMES:
             if (directory / name).is_file():
                 return directory, directory / name
-    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111 - Path.home() may raise
+    home = Path(os.path.expanduser("~")).resolve()
     for directory in parents:
         if directory == home and directory != start:
             continue

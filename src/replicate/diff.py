@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from replicate.model import CheckpointRecord, ExperimentRecord, Value, flatten
+from replicate.model import CheckpointRecord, ExperimentRecord, Value, flatten, same
 
 #: A text file of more bytes or lines than this is named, not diffed: nobody reads such a diff, and
 #: the time to compute it grows with the square of the lines.
@@ -126,13 +126,6 @@ def compare_values(left: Mapping[str, Value], right: Mapping[str, Value]) -> lis
         for name in dict.fromkeys([*left, *right])
     )
     return [change for change in changes if not same(change.left, change.right)]
-
-
-def same(left: Value, right: Value) -> bool:
-    """Whether two values mean the same: 1 and 1.0 do, NaN and NaN do, 1 and True do not."""
-    if isinstance(left, bool) is not isinstance(right, bool):
-        return False
-    return bool(left == right) or repr(left) == repr(right)
 
 
 def compare_files(left: Mapping[str, FileSide], right: Mapping[str, FileSide]) -> list[FileChange]:

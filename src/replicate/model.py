@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -147,6 +147,13 @@ class ExperimentRecord:
             return Status.RUNNING
         return Status.LOST
 
+    @property
+    def duration(self) -> timedelta | None:
+        """From the start to the end of the run, or to its last checkpoint while it goes on."""
+        latest = self.latest()
+        end = self.stop.time if self.stop else latest.created if latest else None
+        return end - self.created if end else None
+
     def best(self) -> CheckpointRecord | None:
         """See `best`."""
         return best(self.checkpoints)
@@ -205,7 +212,16 @@ def differing_params(experiments: Iterable[ExperimentRecord]) -> list[str]:
     flat = [flatten(e.params) for e in experiments]
     names = dict.fromkeys(name for params in flat for name in params)
     missing = object()
-    return [n for n in names if any(p.get(n, missing) != flat[0].get(n, missing) for p in flat)]
+    return [
+        n for n in names if any(not same(p.get(n, missing), flat[0].get(n, missing)) for p in flat)
+    ]
+
+
+def same(left: Value, right: Value) -> bool:
+    """Whether two values mean the same: 1 and 1.0 do, NaN and NaN do, 1 and True do not."""
+    if isinstance(left, bool) is not isinstance(right, bool):
+        return False
+    return bool(left == right) or repr(left) == repr(right)
 
 
 def flatten(params: Mapping[str, Value], prefix: str = "") -> dict[str, Value]:

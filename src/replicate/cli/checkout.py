@@ -40,7 +40,8 @@ def checkout(
     """Copy the code and files of a checkpoint into a directory.
 
     For an experiment, its best checkpoint is taken, or the latest one if none is best. Files that
-    are overwritten are kept in the repository first, and --undo puts them back.
+    are overwritten are kept in the repository first, and --undo puts them back: those of the last
+    checkout, or of the one whose id is given.
 
     \b
     Examples:
@@ -49,15 +50,18 @@ def checkout(
       replicate checkout --undo
     """
     if undo:
-        if id or paths or with_config:
-            raise UsageError("--undo takes no id, --path or --with-config")
-        done = project.undo_checkout(directory=target)
-        output.message(f'Put back {text.count(done.files, "file")} in "{done.directory}"')
+        if paths or with_config:
+            raise UsageError("--undo takes no --path or --with-config")
+        undone = project.undo_checkout(id, directory=target)
+        lines = [f'Put back {text.count(undone.files, "file")} in "{undone.directory}"']
+        if undone.backup_id is not None:
+            lines.append(f"To undo that: replicate checkout --undo {short(undone.backup_id)}")
+        output.message(*lines)
         return
     if id is None:
         raise UsageError("which checkpoint?", hint="`replicate ls` and `replicate show` name them")
     picked = project.pick(id)
-    plan = project.plan_checkout(id, directory=target, paths=paths, with_config=with_config)
+    plan = project.plan_checkout(picked, directory=target, paths=paths, with_config=with_config)
     note = text.picked_note(picked.experiment.id, picked.checkpoint, picked.how)
     if note:
         output.note(note)

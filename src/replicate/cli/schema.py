@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from replicate.diff import Change, Comparison, FileChange, FileSide, Missing, Side, unified
@@ -33,17 +33,10 @@ def time_json(when: datetime) -> str:
     return when.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def duration(experiment: ExperimentRecord) -> timedelta | None:
-    """From the start to the end of the run, or to its last checkpoint while it goes on."""
-    latest = experiment.latest()
-    end = experiment.stop.time if experiment.stop else latest.created if latest else None
-    return end - experiment.created if end else None
-
-
 def experiment_json(experiment: ExperimentRecord) -> JsonObject:
     """An experiment with its best and latest checkpoint, but without the others."""
     best, latest = experiment.best(), experiment.latest()
-    length = duration(experiment)
+    length = experiment.duration
     return {
         "id": experiment.id,
         "created": time_json(experiment.created),

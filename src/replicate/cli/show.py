@@ -14,7 +14,6 @@ from replicate.cli.options import location
 from replicate.cli.output import Output
 from replicate.cli.schema import (
     checkpoint_with_experiment_json,
-    duration,
     experiment_with_checkpoints_json,
 )
 from replicate.cli.table import Column, Paint, Reduction, fit, pad, render, text_width, unpainted
@@ -181,7 +180,7 @@ def _run_facts(experiment: ExperimentRecord) -> list[Fact]:
 
 def _other_facts(experiment: ExperimentRecord) -> list[Fact]:
     """The facts that only some experiments have."""
-    stop, length = experiment.stop, duration(experiment)
+    stop, length = experiment.stop, experiment.duration
     facts = [
         ("Name", text.escape(experiment.name or "")),
         ("Tags", text.escape(", ".join(experiment.tags))),

@@ -225,10 +225,7 @@ class Experiment:
     @property
     def duration(self) -> timedelta | None:
         """From the start to the end of the run, or to its last checkpoint while it goes on."""
-        record = self._current()
-        latest = record.latest()
-        end = record.stop.time if record.stop else latest.created if latest else None
-        return end - record.created if end else None
+        return self._current().duration
 
     @property
     def checkpoints(self) -> CheckpointList:

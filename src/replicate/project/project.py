@@ -162,17 +162,16 @@ class Project:
 
     def plan_checkout(
         self,
-        prefix: str,
+        picked: Picked,
         directory: str | os.PathLike[str] | None = None,
         paths: Sequence[str] = (),
         *,
         with_config: bool = False,
     ) -> CheckoutPlan:
-        """What checking out `prefix` would write and overwrite. Changes nothing.
+        """What checking out `picked` would write and overwrite. Changes nothing.
 
         Raises UnsafeTreeError when the checkpoint's files cannot be written safely.
         """
-        picked = self.pick(prefix)
         trees = [picked.experiment.tree, picked.checkpoint.tree if picked.checkpoint else None]
         id = (picked.checkpoint or picked.experiment).id
         return checkouts.plan(

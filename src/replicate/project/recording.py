@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from replicate import environment, ignore
+from replicate import ignore, process
 from replicate.backends.local import LocalBackend
 from replicate.config import Config
 from replicate.errors import ReplicateError, UsageError
@@ -64,9 +64,9 @@ def start(
         id=new_id(),
         created=now(),
         params=values,
-        user=config.user or environment.user(),
-        host=config.host or environment.host(),
-        command=config.command or environment.command(sys.argv),
+        user=config.user or process.user(),
+        host=config.host or process.host(),
+        command=config.command or process.command(sys.argv),
         path=paths,
         tree=None,
         **_checked_labels(labels),
@@ -80,7 +80,7 @@ def start(
         "compress": compress,
     }
     recorder = Recorder(repository, Spool(spools / record.id), settings, report)
-    modules = environment.imported_modules(sys.modules)
+    modules = process.imported_modules(sys.modules)
     recorder.begin(record, listing, modules)
     report(f"Experiment {short(record.id)} is saved to {repository.url}")
     for message in _remarks(config, listing):
@@ -180,7 +180,7 @@ class Recording:
         """Record that the run has ended, by `error` if there is one, and wait until it is saved."""
         if self._recorder.stopped:
             return
-        imported = set(environment.imported_modules(sys.modules))
+        imported = set(process.imported_modules(sys.modules))
         if imported - self._modules:
             self._recorder.packages(sorted(imported - self._modules))
         self._recorder.stop(_stop(error), at_exit=at_exit)
@@ -285,8 +285,8 @@ def unrecorded(config: Config, params: object) -> ExperimentRecord:
         id="0" * 64,
         created=now(),
         params={},
-        user=config.user or environment.user(),
-        host=config.host or environment.host(),
+        user=config.user or process.user(),
+        host=config.host or process.host(),
         command="",
         path=None,
         tree=None,

@@ -20,9 +20,8 @@ from replicate.backends.base import Content
 from replicate.errors import StorageError
 from replicate.model import CheckpointRecord, ExperimentRecord, Stop, Value
 from replicate.recorder import capture
-from replicate.recorder.commit import INTERVAL, Committer, job_header
-from replicate.recorder.link import Foreground, HelperGone, HelperLink, Saver
-from replicate.recorder.spool import Spool
+from replicate.recorder.link import HelperGone, HelperLink, Saver
+from replicate.recorder.spool import Spool, job_header
 from replicate.records import checkpoint_data, encode_experiment, encode_time, stop_data
 from replicate.repository import Repository
 from replicate.tree import Listing, Selected
@@ -147,7 +146,7 @@ class Recorder:
             if self._saver is not None:
                 self._saver.close(at_exit=at_exit)
             os.close(self._lock_descriptor)
-            if isinstance(self._saver, Foreground) and not self._spool.names():
+            if not isinstance(self._saver, HelperLink) and not self._spool.names():
                 self._spool.destroy()
 
     def report(self, message: str) -> None:
@@ -235,9 +234,13 @@ class Recorder:
             self._save_in_foreground()
 
     def _save_in_foreground(self) -> None:
+        # The committer brings 15 ms of imports, which only a run without a helper has to pay.
+        from replicate.recorder.commit import Committer
+        from replicate.recorder.foreground import Foreground
+
         compress = bool(self._settings["compress"])
         committer = Committer(self._repository, self._spool, compress=compress)
-        self._saver = Foreground(committer, Path(self._settings["directory"]), INTERVAL)
+        self._saver = Foreground(committer, Path(self._settings["directory"]))
 
     def _notify(self) -> None:
         assert self._saver is not None

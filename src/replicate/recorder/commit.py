@@ -21,7 +21,7 @@ from replicate.model import Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
 from replicate.recorder.spool import Job, Spool, mapped
-from replicate.records import decode_experiment, decode_time, encode_time, new_id, now
+from replicate.records import decode_experiment, decode_time, new_id, now
 from replicate.repository import JournalWriter, Repository
 from replicate.tree import Source, add_tree
 
@@ -185,11 +185,6 @@ def _only(kind: str, outcome: Mapping[str, Value]) -> Mapping[str, Value]:
 def _lost_files(header: Mapping[str, Any], error: Exception) -> str:
     what = "the run's files" if header["kind"] == "experiment" else "the files of a checkpoint"
     return f"{what} could not be saved: {error}"
-
-
-def job_header(kind: str, **fields: Value) -> dict[str, Value]:
-    """The start of a job's header: its kind and the time at which it was made."""
-    return {"kind": kind, "time": encode_time(now()), **fields}
 
 
 def complete_from_source(spool: Spool, job: Job, file: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The trainer's end of the helper process: to start it, wake it, pass it files, and wait for it.
 
-Where no helper can be started, `Foreground` does its work in the trainer, with the same methods.
+Where no helper can be started, `foreground` does its work in the trainer, with the same methods.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import replicate
-from replicate.errors import ReplicateError
 from replicate.recorder.capture import Capture
-from replicate.recorder.commit import Committer
 from replicate.recorder.ending import watch_this_process
 from replicate.recorder.spool import Spool
 
@@ -171,37 +168,3 @@ _closing: list[subprocess.Popen[bytes]] = []
 
 def _reap() -> None:
     _closing[:] = [process for process in _closing if process.poll() is None]
-
-
-class Foreground:
-    """Saves in the trainer's own process, while it waits."""
-
-    def __init__(self, committer: Committer, directory: Path, interval: float) -> None:
-        self._committer = committer
-        self._directory = directory
-        self._interval = interval
-        self._last_beat = -interval
-        self._trouble: str | None = None
-
-    def notify(self) -> list[str]:
-        self._trouble = None
-        try:
-            problems = self._committer.commit(self._directory)
-            if time.monotonic() - self._last_beat >= self._interval:
-                self._committer.beat(self._interval)
-                self._last_beat = time.monotonic()
-        except ReplicateError as error:
-            self._trouble = str(error)
-            return [self._trouble]
-        return problems
-
-    def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
-        return False
-
-    def wait(self, tick: Callable[[], None]) -> str | None:
-        self.notify()
-        return self._trouble
-
-    def close(self, *, at_exit: bool) -> None:
-        with suppress(ReplicateError):
-            self._committer.beat(self._interval)

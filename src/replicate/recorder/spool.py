@@ -20,7 +20,8 @@ from typing import Any
 
 from replicate.backends.base import Content
 from replicate.errors import DamagedError
-from replicate.records import seal_event, unseal
+from replicate.model import Value
+from replicate.records import encode_time, now, seal_event, unseal
 
 if sys.platform == "win32":
     import msvcrt
@@ -39,6 +40,11 @@ class Job:
     name: str
     header: Mapping[str, Any]
     data: memoryview
+
+
+def job_header(kind: str, **fields: Value) -> dict[str, Value]:
+    """The start of a job's header: its kind and the time at which it was made."""
+    return {"kind": kind, "time": encode_time(now()), **fields}
 
 
 class Spool:

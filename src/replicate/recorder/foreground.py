@@ -1,0 +1,45 @@
+"""Saving in the training process itself, while it waits: for where no helper can be started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from replicate.errors import ReplicateError
+from replicate.recorder.capture import Capture
+from replicate.recorder.commit import INTERVAL, Committer
+
+
+class Foreground:
+    """Saves in the trainer's own process, while it waits."""
+
+    def __init__(self, committer: Committer, directory: Path) -> None:
+        self._committer = committer
+        self._directory = directory
+        self._last_beat = -INTERVAL
+        self._trouble: str | None = None
+
+    def notify(self) -> list[str]:
+        self._trouble = None
+        try:
+            problems = self._committer.commit(self._directory)
+            if time.monotonic() - self._last_beat >= INTERVAL:
+                self._committer.beat(INTERVAL)
+                self._last_beat = time.monotonic()
+        except ReplicateError as error:
+            self._trouble = str(error)
+            return [self._trouble]
+        return problems
+
+    def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
+        return False
+
+    def wait(self, tick: Callable[[], None]) -> str | None:
+        self.notify()
+        return self._trouble
+
+    def close(self, *, at_exit: bool) -> None:
+        with suppress(ReplicateError):
+            self._committer.beat(INTERVAL)
