@@ -362,7 +362,8 @@ class TestLease:
         with source.open("r+b"):
             assert take(source, spooled).method in ("copy", "reflink")
             assert spooled.read_bytes() == ORIGINAL
-        leased(source, spooled).close()
+        with take(source, spooled) as view:
+            assert view.method == "lease"
 
     def test_a_file_that_is_mapped_for_writing_is_copied(self, source: Path, spooled: Path) -> None:
         with source.open("r+b") as file:
@@ -457,6 +458,15 @@ class TestCopy:
         assert run(DISTURBED_COPY, source, spooled, side) == "TornCaptureError"
         assert list(spooled.parent.iterdir()) == []
 
+    @posix
+    def test_no_descriptor_is_left_open(self, source: Path, spooled: Path) -> None:
+        before = os.listdir("/dev/fd")
+        take(source, spooled).close()
+        take(source, spooled, lease=False)
+        with pytest.raises(StorageError):
+            take(source, spooled.parent, lease=False)
+        assert os.listdir("/dev/fd") == before
+
     @linux
     def test_a_way_that_the_mount_refuses_is_tried_once(self, source: Path, spooled: Path) -> None:
         method, tried = run(COUNTING_TRAINER, source, spooled).split()
@@ -543,8 +553,11 @@ def cloning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True)
     if subprocess.run(["mount", "-o", "loop", image, mounted]).returncode != 0:
         pytest.skip("no reflinks here, and XFS cannot be mounted")
-    yield mounted
-    subprocess.run(["umount", mounted], check=True)
+    # Unmounted at once, it lives as long as it is open: nothing is left when the tests are killed.
+    fd = os.open(mounted, os.O_RDONLY)
+    subprocess.run(["umount", "--lazy", mounted], check=True)
+    yield Path(f"/proc/{os.getpid()}/fd/{fd}")
+    os.close(fd)
 
 
 @posix
