@@ -67,12 +67,9 @@ def main() -> None:
 def measure(directory: Path, mib: int, lease: bool, rounds: int, helper: socket.socket) -> None:
     """Print one line of the table."""
     source, spooled, copied = directory / "model.pth", directory / "spooled", directory / "copied"
-    block = os.urandom(1 << 20)
     blocked, copying, method = [], [], ""
     for round in range(-1, rounds):  # one round to warm up
-        with source.open("wb") as file:
-            for _ in range(mib):
-                file.write(block)
+        write(source, mib)
         for _ in range(2):  # so that all of it is in the page cache, and the disk has space mapped
             timed(lambda: shutil.copyfile(source, copied))
             copied.unlink()
@@ -89,16 +86,23 @@ def measure(directory: Path, mib: int, lease: bool, rounds: int, helper: socket.
             times[act] = timed(act)
             if act is ours:
                 helper.recv(1)  # so that the helper does not work while the other is timed
+            for made in (spooled, copied):  # so that the other finds as much free memory
+                made.unlink(missing_ok=True)
         if round >= 0:
             blocked.append(times[ours])
             copying.append(times[cp])
-        spooled.unlink()
-        copied.unlink()
     ratio = statistics.median(a / b for a, b in zip(blocked, copying, strict=True))
     print(
         f"{mib:6}  {method:8} {statistics.median(blocked) * 1e3:13.2f} "
         f"{statistics.median(copying) * 1e3:13.1f} {ratio:7.4f}  {TARGETS[method]}"
     )
+
+
+def write(path: Path, mib: int) -> None:
+    block = os.urandom(1 << 20)
+    with path.open("wb") as file:
+        for _ in range(mib):
+            file.write(block)
 
 
 def capture_and_send(source: Path, spooled: Path, lease: bool, helper: socket.socket) -> str:
