@@ -1,4 +1,4 @@
-"""What a training script and a notebook call: `init` and `experiments`. It knows how to speak to the
+"""What a training script and a notebook call: `init` and `experiments`. It speaks to the
 person at a terminal, and leaves the rest to `project`."""
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ def tree_key(hash: str) -> str:
 class Batch:
     """Blobs and trees on their way into a backend, written many at a time.
 
-    What was added is durable only after `flush()`. `stored[owner]` then counts the bytes that were
-    new to the repository, for whoever added them first. Contents must stay valid until the flush.
+    What was added is durable only after `flush()`. `stored[owner]` then counts the bytes of blobs
+    that were new to the repository, as they are stored, for whoever added them first. Contents
+    must stay valid until the flush.
     """
 
     def __init__(self, backend: Backend, *, compress: bool) -> None:
@@ -68,7 +69,8 @@ class Batch:
         created = self._backend.put_if_absent({k: c for k, (c, _) in self._items.items()})
         for key in created:
             content, owner = self._items[key]
-            self.stored[owner] += len(content)
+            if key.startswith("blobs/"):
+                self.stored[owner] += len(content)
         self._items.clear()
         self._size = 0
 

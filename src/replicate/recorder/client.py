@@ -80,7 +80,7 @@ class Recorder:
         )
         name = self._spool.next_name()
         try:
-            files, data = self._take_files(name, listing)
+            files, data, problems = self._take_files(name, listing)
             self._spool.add(name, {**header, **files}, data)
         except OSError as error:
             self._spool.destroy()
@@ -90,17 +90,14 @@ class Recorder:
             ) from error
         _live.add(self)
         self._notify()
+        for problem in problems:
+            self.problem(problem)
 
     def checkpoint(self, record: CheckpointRecord, listing: Listing | None) -> None:
         """Spool a checkpoint. Its files may be changed as soon as this returns."""
         with self._guarded("a checkpoint"):
             name = self._spool.next_name()
-            problem = None
-            try:
-                files, data = self._take_files(name, listing)
-            except (StorageError, OSError) as error:
-                problem = f"The files of a checkpoint could not be saved: {error}"
-                files, data = {}, []
+            files, data, problems = self._take_files(name, listing)
             header = {
                 "kind": "checkpoint",
                 "time": encode_time(record.created),
@@ -108,7 +105,7 @@ class Recorder:
                 **files,
             }
             self._add(name, header, data)
-            if problem:
+            for problem in problems:
                 self.problem(problem)
 
     def problem(self, message: str) -> None:
@@ -188,44 +185,51 @@ class Recorder:
 
     def _take_files(
         self, job: str, listing: Listing | None
-    ) -> tuple[dict[str, Value], list[Content]]:
-        """The files as a job's header lists them, and the bytes that go into the job itself."""
+    ) -> tuple[dict[str, Value], list[Content], list[str]]:
+        """The files as a job's header lists them, the bytes that go into the job itself, and a
+        sentence for each file that could not be taken."""
         if listing is None:
-            return {}, []
+            return {}, [], []
         files: list[dict[str, Value]] = []
         data: list[Content] = []
+        problems: list[str] = []
         position = 0
         for number, item in enumerate(listing.selected):
-            if item.kind == "link":
-                files.append({"path": item.path, "target": item.target})
-            elif item.size <= INLINE:
-                content = item.source.read_bytes()
-                data.append(content)
-                place = {"at": position, "size": len(content)}
-                files.append({"path": item.path, "mode": item.mode, **place})
-                position += len(content)
-            else:
-                place = self._take_large(item, job, number)
-                files.append({"path": item.path, "mode": item.mode, **place})
-        return {"files": files}, data
+            try:
+                if item.kind == "link":
+                    place: dict[str, Value] = {"target": item.target}
+                elif item.size <= INLINE:
+                    data.append(item.source.read_bytes())
+                    place = {"mode": item.mode, "at": position, "size": len(data[-1])}
+                    position += len(data[-1])
+                else:
+                    place = {"mode": item.mode, **self._take_large(item, job, number)}
+                files.append({"path": item.path, **place})
+            except (StorageError, OSError) as error:
+                problems.append(f"{item.path} could not be saved: {error}")
+        return {"files": files}, data, problems
 
     def _take_large(self, item: Selected, job: str, number: int) -> dict[str, Value]:
         beside = self._spool.beside(job, number)
-        leases = isinstance(self._saver, HelperLink) and os.getpid() == self._owner
-        with capture.take(item.source, beside, lease=leases) as taken:
-            passed = taken.fd is None or (
-                self._saver is not None and self._saver.pass_lease(taken, job, number)
-            )
-        if not passed:
-            with capture.take(item.source, beside, lease=False) as taken:
-                pass
-        return {"beside": number, "source": str(item.source), "state": list(taken.state)}
+        place: dict[str, Value] = {"beside": number, "source": str(item.source)}
+        helper = self._saver if isinstance(self._saver, HelperLink) else None
+        if helper is not None and os.getpid() == self._owner:
+            with capture.take(item.source, beside) as taken:
+                place["state"] = list(taken.state)
+                if taken.fd is None:
+                    return place
+                if helper.pass_lease(taken, job, number):
+                    return {**place, "helper": helper.number}
+        with capture.take(item.source, beside, lease=False) as taken:
+            return {**place, "state": list(taken.state)}
 
     # ------------------------------------------------------------ the helper
 
     def _start_helper(self) -> None:
         try:
-            self._saver = HelperLink(self._spool, self._lock_descriptor, self._settings)
+            self._saver = HelperLink(
+                self._restarts, self._spool, self._lock_descriptor, self._settings
+            )
         except (OSError, ValueError) as error:
             self.report(
                 f"No helper process can be started here ({error}): saving happens in the "

@@ -7,7 +7,7 @@ again, to the same effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -31,7 +31,13 @@ INTERVAL = 10.0
 _JOBS = 256
 _BYTES = 256 << 20
 
+#: Waits until the helper with this number has copied a leased file to this path, or has failed to.
+AwaitCopy = Callable[[int, Path], None]
 Event = tuple[str, datetime, Mapping[str, Value]]
+
+
+def _nobody_copies(helper: int, path: Path) -> None:
+    """Where no helper is running, there is nothing to wait for."""
 
 
 @dataclass(slots=True)
@@ -49,8 +55,16 @@ class _Draft:
 class Committer:
     """Commits the jobs of one spool. Not for use by two threads at once."""
 
-    def __init__(self, repository: Repository, spool: Spool, *, compress: bool = False) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        spool: Spool,
+        *,
+        compress: bool = False,
+        await_copy: AwaitCopy = _nobody_copies,
+    ) -> None:
         self._repository = repository
+        self._await_copy = await_copy
         self._spool = spool
         self._compress = compress
         self._journal: JournalWriter | None = None
@@ -126,15 +140,16 @@ class Committer:
         draft = _Draft(name, job.header, decode_time(job.header["time"]))
         if "files" in job.header:
             try:
-                sources = self._sources(job, stack)
+                sources = self._sources(job, stack, draft.problems)
                 draft.tree, draft.size = add_tree(batch, sources, name)
-            except (TornCaptureError, UsageError, UnsafeTreeError) as error:
+            except (UsageError, UnsafeTreeError) as error:
                 # That concerns this job only. A failure of the repository concerns every job, so
                 # it is passed on, and all of them are tried again.
-                draft.problems.append(_lost_files(job.header, error))
+                draft.problems.append(f"The files of a checkpoint could not be saved: {error}")
         return draft
 
-    def _sources(self, job: Job, stack: ExitStack) -> Iterator[Source]:
+    def _sources(self, job: Job, stack: ExitStack, problems: list[str]) -> Iterator[Source]:
+        """What the job's files hold. One that is lost is a problem, and the others are saved."""
         for file in job.header["files"]:
             if "target" in file:
                 yield Source(file["path"], "link", target=file["target"])
@@ -143,12 +158,22 @@ class Committer:
                 view = job.data[file["at"] : file["at"] + file["size"]]
             else:
                 path = self._spool.beside(job.name, file["beside"])
-                if not path.exists():
-                    complete_from_source(self._spool, job, file)
+                try:
+                    self._complete(job, file, path)
+                except TornCaptureError as error:
+                    problems.append(f"{file['path']} could not be saved: {error}")
+                    continue
                 large = stack.enter_context(mapped(path))
                 yield Source(file["path"], "file", file["mode"], large.view, release=large.release)
                 continue
             yield Source(file["path"], "file", file["mode"], view)
+
+    def _complete(self, job: Job, file: Mapping[str, Any], path: Path) -> None:
+        """See to it that the copy of a large file is there."""
+        if not path.exists() and "helper" in file:
+            self._await_copy(file["helper"], path)
+        if not path.exists():
+            _complete_from_source(file, path)
 
     def _write(self, drafts: list[_Draft], batch: Batch, directory: Path | None) -> None:
         events: list[Event] = []
@@ -182,23 +207,17 @@ def _only(kind: str, outcome: Mapping[str, Value]) -> Mapping[str, Value]:
     return outcome if kind == "checkpoint" else {}
 
 
-def _lost_files(header: Mapping[str, Any], error: Exception) -> str:
-    what = "the run's files" if header["kind"] == "experiment" else "the files of a checkpoint"
-    return f"{what} could not be saved: {error}"
-
-
-def complete_from_source(spool: Spool, job: Job, file: Mapping[str, Any]) -> None:
+def _complete_from_source(file: Mapping[str, Any], path: Path) -> None:
     """Copy a file whose lease was lost with its holder, if it still is what it was.
 
     Raises TornCaptureError when it is not.
     """
     source = Path(file["source"])
     state = capture.FileState(*file["state"])
-    taken = capture.Capture("lease", state)
-    if not capture.unchanged(source, taken):
-        raise capture.TornCaptureError(
-            f"{source} was changed or removed before it was copied, and the process that held "
-            "it still is gone"
+    if not capture.unchanged(source, capture.Capture("lease", state)):
+        raise TornCaptureError(
+            "it was changed or removed before it was copied, and the process that held it still "
+            "has ended"
         )
-    with capture.take(source, spool.beside(job.name, file["beside"]), lease=False):
+    with capture.take(source, path, lease=False):
         pass

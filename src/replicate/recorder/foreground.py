@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from replicate.errors import ReplicateError
-from replicate.recorder.capture import Capture
 from replicate.recorder.commit import INTERVAL, Committer
 
 
@@ -32,9 +31,6 @@ class Foreground:
             self._trouble = str(error)
             return [self._trouble]
         return problems
-
-    def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
-        return False
 
     def wait(self, tick: Callable[[], None]) -> str | None:
         self.notify()

@@ -44,7 +44,15 @@ class Helper:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         backend = open_backend(settings["repository"], relative_to=Path(settings["directory"]))
         self._spool = Spool(Path(settings["spool"]))
-        self._committer = Committer(Repository(backend), self._spool, compress=settings["compress"])
+        self._committer = Committer(
+            Repository(backend),
+            self._spool,
+            compress=settings["compress"],
+            await_copy=self._await_copy,
+        )
+        self._number: int = settings["number"]
+        self._copies = threading.Condition()
+        self._copied: set[Path] = set()
         self._directory = Path(settings["directory"])
         self._socket = socket.socket(fileno=settings["socket"])
         self._watch: int | None = settings["watch"]
@@ -177,6 +185,16 @@ class Helper:
             capture.finish(descriptor, target, capture.FileState(*message["state"]))
         except StorageError:
             traceback.print_exc()  # the committer finds it missing, and says what that means
+        with self._copies:
+            self._copied.add(target)
+            self._copies.notify_all()
+
+    def _await_copy(self, helper: int, path: Path) -> None:
+        """The message with a file's lease is on the socket before its job is in the spool, but
+        the job may be found first. A lease that was sent to an earlier helper is lost."""
+        if helper == self._number:
+            with self._copies:
+                self._copies.wait_for(lambda: path in self._copied)
 
     # ------------------------------------------------------------ talking to the trainer
 

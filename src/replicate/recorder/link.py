@@ -40,9 +40,6 @@ class Saver(Protocol):
     def notify(self) -> list[str]:
         """Say that there is a new job. Returns what went wrong since the last time."""
 
-    def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
-        """Hand over a leased file, or return False when that is not possible."""
-
     def wait(self, tick: Callable[[], None]) -> str | None:
         """Return when all that was spooled before the call is in the repository, or what keeps it
         from there. Calls `tick` several times a second."""
@@ -54,8 +51,9 @@ class Saver(Protocol):
 class HelperLink:
     """A helper process that is running. Raises HelperGone when it is not any more."""
 
-    def __init__(self, spool: Spool, lock: int, settings: Mapping[str, Any]) -> None:
-        """Start one. Raises OSError when that is not possible here."""
+    def __init__(self, number: int, spool: Spool, lock: int, settings: Mapping[str, Any]) -> None:
+        """Start one; `number` tells it from those before it. Raises OSError where it cannot be."""
+        self.number = number
         self._token = 0
         self._pending = b""
         self._problems: list[str] = []
@@ -65,6 +63,7 @@ class HelperLink:
         package_root = str(Path(replicate.__file__).parents[1])
         settings = {
             **settings,
+            "number": number,
             "path": path if package_root in path else [*path, package_root],
             "spool": str(spool.directory),
             "socket": theirs.fileno(),
@@ -100,6 +99,7 @@ class HelperLink:
         return problems
 
     def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
+        """Hand over a leased file, or return False when that is not possible now."""
         message = {"op": "lease", "job": job, "number": number, "state": capture.state}
         try:
             self._send(message, capture.fd)
