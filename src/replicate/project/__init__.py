@@ -10,6 +10,7 @@ from replicate.project.experiments import (
     Experiments,
 )
 from replicate.project.project import Picked, Project
+from replicate.project.removing import RemovalPlan, Removed
 
 __all__ = [
     "CheckedOut",
@@ -21,4 +22,6 @@ __all__ = [
     "Experiments",
     "Picked",
     "Project",
+    "RemovalPlan",
+    "Removed",
 ]

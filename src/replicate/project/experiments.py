@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, overload
 
 from replicate.errors import NotFoundError
+from replicate.maintenance import announced
 from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
@@ -20,8 +21,9 @@ from replicate.model import (
     Value,
     short,
 )
-from replicate.project import checkouts
+from replicate.project import checkouts, removing
 from replicate.project.recording import Paths, Recording
+from replicate.project.removing import Removed
 from replicate.repository import Repository
 from replicate.tree import Entry, reader
 
@@ -91,9 +93,10 @@ class Checkpoint:
         """
         trees = (self._experiment.tree, self.record.tree)
         target = Path(os.path.abspath(directory))
-        checkouts.perform(
-            self._repository, checkouts.plan(self._repository, self.id, trees, target)
-        )
+        with announced(self._repository):
+            checkouts.perform(
+                self._repository, checkouts.plan(self._repository, self.id, trees, target)
+            )
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value!r}" for name, value in self.metrics.items())
@@ -250,6 +253,14 @@ class Experiment:
         self.record = self._repository.experiment(self.id)
         return self
 
+    def delete(self, *, force: bool = False) -> Removed:
+        """Delete the experiment and its checkpoints, for good, and free what nothing else needs.
+
+        One that this process records is stopped first. Raises UsageError when another process is
+        still recording it, unless `force`.
+        """
+        return ExperimentList([self]).delete(force=force)
+
     def _checkpoint(self, record: CheckpointRecord) -> Checkpoint:
         return Checkpoint(record, self.record, self._repository)
 
@@ -324,6 +335,15 @@ class ExperimentList(Sequence[Experiment]):
     def __getitem__(self, index: int | slice) -> Experiment | ExperimentList:
         found = self._experiments[index]
         return ExperimentList(found) if isinstance(found, list) else found
+
+    def delete(self, *, force: bool = False) -> Removed:
+        """Delete all of these, and free what nothing else needs; see `Experiment.delete`."""
+        if not self._experiments:
+            return removing.NOTHING
+        for experiment in self._experiments:
+            experiment.stop()
+        repository = self._experiments[0]._repository
+        return removing.delete(repository, [e.id for e in self._experiments], force=force)
 
     def __len__(self) -> int:
         return len(self._experiments)

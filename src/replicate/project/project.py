@@ -13,11 +13,23 @@ from replicate import config
 from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError
+from replicate.maintenance import (
+    Collected,
+    Progress,
+    Usage,
+    Verification,
+    announced,
+    collect,
+    silent,
+    usage,
+    verify,
+)
 from replicate.model import CheckpointRecord, ExperimentRecord, short
-from replicate.project import checkouts
+from replicate.project import checkouts, removing
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.experiments import Experiment, Experiments
 from replicate.project.recording import Paths, start, unrecorded
+from replicate.project.removing import RemovalPlan, Removed
 from replicate.recorder.client import live_recorders
 from replicate.repository import Repository
 from replicate.tree import reader
@@ -101,7 +113,15 @@ class Project:
 
         Raises NotFoundError when there is none, AmbiguousIdError when there are several.
         """
-        matches = self._matches(prefix)
+        return self.resolve_all([prefix])[0]
+
+    def resolve_all(self, prefixes: Sequence[str]) -> list[Found]:
+        """What each of these prefixes stands for. Raises like `resolve`."""
+        records = self.records()
+        return [self._resolve(prefix, records) for prefix in prefixes]
+
+    def _resolve(self, prefix: str, records: Sequence[ExperimentRecord]) -> Found:
+        matches = _matches(prefix, records)
         if len(matches) == 1:
             return matches[0]
         if not matches:
@@ -113,16 +133,6 @@ class Project:
             f"{prefix!r} matches {len(matches)} ids; give more of its digits",
             [_describe(match) for match in matches],
         )
-
-    def _matches(self, prefix: str) -> list[Found]:
-        if not prefix:
-            return []
-        matches: list[Found] = []
-        for experiment in self.records():
-            if experiment.id.startswith(prefix):
-                matches.append(experiment)
-            matches += [(experiment, c) for c in experiment.checkpoints if c.id.startswith(prefix)]
-        return matches
 
     def pick(self, prefix: str) -> Picked:
         """The checkpoint that `prefix` names; for an experiment its best, else its latest."""
@@ -180,17 +190,66 @@ class Project:
 
     def checkout(self, plan: CheckoutPlan) -> CheckedOut:
         """Carry out a plan. What it overwrites is kept in the repository before."""
-        return checkouts.perform(self.repository, plan)
+        with announced(self.repository):
+            return checkouts.perform(self.repository, plan)
 
     def undo_checkout(
         self, id: str | None = None, directory: str | os.PathLike[str] | None = None
     ) -> CheckedOut:
         """Put back what the last checkout into a directory, or the one with the backup `id`, has
         overwritten, and remove what it added. That can be undone in the same way."""
-        return checkouts.undo(self.repository, self._target(directory), id)
+        with announced(self.repository):
+            return checkouts.undo(self.repository, self._target(directory), id)
 
     def _target(self, directory: str | os.PathLike[str] | None) -> Path:
         return self.directory if directory is None else Path(os.path.abspath(directory))
+
+    # ------------------------------------------------------------ keeping it in order
+
+    def plan_removal(self, prefixes: Sequence[str], *, force: bool = False) -> RemovalPlan:
+        """What deleting the experiments and checkpoints with these ids would do. Changes nothing.
+
+        Raises like `resolve`, and UsageError when an experiment is still running, unless `force`.
+        """
+        return removing.plan(self.repository, self.resolve_all(prefixes), force=force)
+
+    def remove(self, plan: RemovalPlan) -> Removed:
+        """Delete what is planned, for good, and free what nothing needs any more."""
+        return removing.remove(self.repository, plan)
+
+    def gc(self, *, dry_run: bool = False) -> Collected:
+        """Remove what nothing refers to; see `maintenance.collect`."""
+        return collect(self._existing(), dry_run=dry_run)
+
+    def usage(self) -> Usage:
+        """How many bytes the experiments take."""
+        return usage(self._existing())
+
+    def verify(
+        self, prefixes: Sequence[str] = (), *, full: bool = False, progress: Progress = silent
+    ) -> Verification:
+        """Check that the repository, or what has these ids, is whole; see `maintenance.verify`."""
+        repository = self._existing()
+        found = self.resolve_all(prefixes) if prefixes else []
+        ids = {f.id if isinstance(f, ExperimentRecord) else f[1].id for f in found}
+        return verify(repository, ids, full=full, progress=progress)
+
+    def _existing(self) -> Repository:
+        if not self.repository.exists():
+            raise NotFoundError(
+                f"There is no repository at {self.repository.url}",
+                hint="`replicate.init()` in a training script makes one.",
+            )
+        return self.repository
+
+
+def _matches(prefix: str, records: Sequence[ExperimentRecord]) -> list[Found]:
+    matches: list[Found] = []
+    for experiment in records if prefix else ():
+        if experiment.id.startswith(prefix):
+            matches.append(experiment)
+        matches += [(experiment, c) for c in experiment.checkpoints if c.id.startswith(prefix)]
+    return matches
 
 
 def _describe(found: Found) -> str:

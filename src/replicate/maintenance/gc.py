@@ -1,0 +1,194 @@
+"""Removing what nothing refers to, beside writers that know nothing of it.
+
+It knows the order of the steps that makes this safe; `docs/garbage-collection.md` says why. It
+knows nothing of people, and of what the references mean.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from replicate.backends.base import Stat
+from replicate.errors import DamagedError, KeyNotFoundError
+from replicate.maintenance.presence import has_spool, somebody_may_write
+from replicate.maintenance.references import (
+    Backup,
+    Reference,
+    backups,
+    objects,
+    records,
+    references,
+    stored,
+    trees,
+)
+from replicate.model import Status
+from replicate.records import decode_event
+from replicate.repository import Repository
+from replicate.tree import Tree
+
+#: How long an object that nothing refers to stays while somebody may be writing (seconds): longer
+#: than from the moment a writer has stored it, or touched it, until its journal line is there.
+GRACE = 3600.0
+#: How long what a checkout has overwritten can be put back (seconds).
+UNDO_KEPT = 30 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What came free, or would have: blobs and trees, and their bytes.
+
+    `later_bytes` belong to objects that nothing refers to either, but that are younger than
+    `grace` seconds. `experiments` counts deleted ones whose last files went, `backups` checkouts
+    that can no longer be undone.
+    """
+
+    objects: int
+    bytes: int
+    later_objects: int
+    later_bytes: int
+    experiments: int
+    backups: int
+    grace: float
+
+
+@dataclass(slots=True)
+class _Marked:
+    """What was seen while the references were followed."""
+
+    running: bool = False
+    deleted: list[str] = field(default_factory=list)
+    expired: list[Backup] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def collect(
+    repository: Repository,
+    *,
+    dry_run: bool = False,
+    among: Collection[str] | None = None,
+    grace: float | None = None,
+) -> Collected:
+    """Remove every object, or those of `among`, that nothing refers to and that is old enough.
+
+    `grace` is how old, in seconds; by default GRACE, or 0 when nobody else can be writing. What a
+    writer stores or touches meanwhile stays. Raises DamagedError, with nothing removed, when
+    something that may refer to objects cannot be read.
+    """
+    backend = repository.backend
+    # The order matters. Whoever writes without having been seen starts after `start`, so all that
+    # they store or touch is younger. And what is copied into the repository, with times that are
+    # older, comes after the listing.
+    start = backend.clock()
+    writers = somebody_may_write(repository)
+    candidates: dict[str, list[Stat]] = defaultdict(list)
+    for name, stat in stored(repository, among):
+        candidates[name].append(stat)
+    marked = _mark(repository, candidates, start)
+    _refuse_damage(repository, marked.problems)
+    longest = GRACE if grace is None else grace
+    kept_for = longest if grace is not None or writers or marked.running else 0.0
+    limit, metadata = start - kept_for, start - longest
+    old, young = _by_age(candidates, limit, start)
+    remains = [k for id in marked.deleted for k in _remains(repository, id, metadata)]
+    gone = set(old)
+    if not dry_run:
+        gone = backend.delete(old, unless_modified_since=limit)
+        backend.delete(remains, unless_modified_since=metadata)
+        expired = [backup.stat.key for backup in marked.expired]
+        backend.delete(expired, unless_modified_since=start - UNDO_KEPT)
+    return Collected(
+        objects=len(gone),
+        bytes=sum(old[key] for key in gone),
+        later_objects=len(young),
+        later_bytes=sum(young.values()),
+        experiments=len({key.split("/")[1] for key in remains}),
+        backups=len(marked.expired),
+        grace=kept_for,
+    )
+
+
+def _mark(repository: Repository, candidates: dict[str, list[Stat]], start: float) -> _Marked:
+    """Take all that is referred to away from `candidates`."""
+    marked = _Marked()
+    unreadable: dict[str, str] = {}
+    for reference, tree in trees(repository, _needed(repository, marked, start)):
+        for name in objects(reference.tree, tree):
+            candidates.pop(name, None)
+        if not isinstance(tree, Tree):
+            unreadable[reference.tree] = tree.message
+    if unreadable:  # what was deleted and collected by others, while we were reading, is no damage
+        still = {reference.tree for reference in _needed(repository, _Marked(), start)}
+        marked.problems += [text for tree, text in unreadable.items() if tree in still]
+    return marked
+
+
+def _needed(repository: Repository, marked: _Marked, start: float) -> Iterator[Reference]:
+    for record in records(repository):
+        # Also of a deleted one: that its run goes on storing things shows that somebody writes.
+        marked.running = marked.running or record.status is Status.RUNNING
+        if record.deleted:
+            if record.status is not Status.RUNNING:
+                marked.deleted.append(record.id)
+            continue
+        marked.problems += record.damage
+        yield from references(record)
+    for backup in backups(repository):
+        if backup.stat.modified < start - UNDO_KEPT:
+            marked.expired.append(backup)
+        elif backup.reference is not None:
+            yield backup.reference
+        elif backup.problem is not None:
+            marked.problems.append(backup.problem)
+
+
+def _refuse_damage(repository: Repository, problems: list[str]) -> None:
+    if not problems:
+        return
+    more = f" (and {len(problems) - 1:,} more like this)" if len(problems) > 1 else ""
+    raise DamagedError(
+        f"Nothing was removed from {repository.url}: what the damaged part refers to cannot be "
+        f"told, and it may still be needed. {problems[0]}{more}",
+        hint="`replicate verify` names all that is damaged. Restore it from a copy, or give up "
+        "what it hurts with `replicate rm`.",
+    )
+
+
+def _by_age(
+    candidates: dict[str, list[Stat]], limit: float, start: float
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Keys and sizes of what was modified before `limit`, and of what was after it."""
+    every = [stat for stats in candidates.values() for stat in stats if stat.modified < start]
+    old = {stat.key: stat.size for stat in every if stat.modified < limit}
+    return old, {stat.key: stat.size for stat in every if stat.modified >= limit}
+
+
+def _remains(repository: Repository, id: str, limit: float) -> list[str]:
+    """The files of a deleted experiment that can go, once the last of them is older than `limit`.
+
+    The journals that say that it is deleted stay for good. So it stays deleted whatever else is
+    there: when only a part of it was removed, when its spool is committed after all, when a copy
+    of the repository that still has it is merged with this one.
+    """
+    stats = list(repository.backend.list(f"experiments/{id}/"))
+    if has_spool(repository, id) or any(stat.modified >= limit for stat in stats):
+        return []
+    keys = (stat.key for stat in stats)
+    return [key for key in keys if not ("/journal/" in key and _says_deleted(repository, key))]
+
+
+def _says_deleted(repository: Repository, key: str) -> bool:
+    try:
+        lines: Iterable[bytes] = repository.backend.get(key).split(b"\n")[:-1]
+    except KeyNotFoundError:
+        return False
+    return any(_deletes(line, key) for line in lines)
+
+
+def _deletes(line: bytes, key: str) -> bool:
+    try:
+        event = decode_event(line, "", key)
+    except DamagedError:
+        return False
+    return event.kind == "delete" and "checkpoints" not in event.data

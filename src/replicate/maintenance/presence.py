@@ -1,0 +1,72 @@
+"""Who may be writing to a repository at this moment, besides the runs whose heartbeat says so.
+
+A process announces itself by the lock of a directory in the spool, and the system takes the lock
+back when the process dies. It knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from replicate.backends.files import explained
+from replicate.backends.local import LocalBackend
+from replicate.recorder.spool import Spool, all_spools, spool_root
+from replicate.records import new_id
+from replicate.repository import Repository
+
+
+@contextmanager
+def announced(repository: Repository) -> Iterator[None]:
+    """While the block runs, a collector leaves young objects alone: what the block stores is safe
+    before anything refers to it. Raises StorageError when the repository cannot be written."""
+    root = _spools(repository)
+    if root is None:
+        yield
+        return
+    spool = Spool(root / new_id())
+    with explained("write", spool.directory):
+        lock = spool.create()
+    try:
+        yield
+    finally:
+        os.close(lock)
+        spool.destroy()
+
+
+def somebody_may_write(repository: Repository) -> bool:
+    """Whether a process may have stored objects that nothing refers to yet.
+
+    A run has its heartbeat only after it has stored its code, so the heartbeats do not settle it.
+    Where the spool is not in the repository nobody can tell what other machines do.
+    """
+    root = _spools(repository)
+    return root is None or any(_is_locked(spool) for spool in all_spools(root))
+
+
+def has_spool(repository: Repository, experiment: str) -> bool:
+    """Whether something of the experiment waits in the spool, or is being recorded here."""
+    root = _spools(repository)
+    return root is not None and (root / experiment).exists()
+
+
+def _spools(repository: Repository) -> Path | None:
+    is_local = isinstance(repository.backend, LocalBackend)
+    return spool_root(repository.url) if is_local else None
+
+
+def _is_locked(spool: Spool) -> bool:
+    if not (spool.directory / "lock").exists():
+        return spool.directory.exists()  # it is being made, or removed, at this moment
+    try:
+        lock = spool.try_lock()
+    except FileNotFoundError:
+        return False  # it was removed since
+    except PermissionError:
+        return True  # it is another user's
+    if lock is None:
+        return True
+    os.close(lock)
+    return False

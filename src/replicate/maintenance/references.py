@@ -1,0 +1,169 @@
+"""What the experiments of a repository refer to, and what is stored of it.
+
+An *object* is a tree or a blob, named by its key; a blob that is stored compressed has the name of
+its raw form. Nothing here decides what is damage or garbage, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from replicate.backends.base import Stat
+from replicate.backends.files import several
+from replicate.blobs import blob_key, tree_key
+from replicate.compression import SUFFIXES
+from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
+from replicate.model import ExperimentRecord
+from replicate.records import unseal
+from replicate.repository import Repository
+from replicate.tree import Tree
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_HASH = r"([0-9a-f]{2})/(?P<hash>\1[0-9a-f]{62})"
+_BLOB = re.compile(rf"blobs/{_HASH}(?:{'|'.join(map(re.escape, SUFFIXES))})")
+_TREE = re.compile(rf"trees/{_HASH}\.json")
+#: Objects of one directory of the layout, such as `blobs/ab/`, share this many characters.
+_SHARD = len("blobs/ab/")
+#: How much is worked on at a time: bounds memory and keeps several threads busy.
+_WINDOW = 32
+
+#: Why a tree cannot be read.
+Unreadable = DamagedError | UnsafeTreeError
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who needs a tree: an experiment for its code, one of its checkpoints for its files, or a
+    checkout for what it has overwritten. These are ids."""
+
+    experiment: str | None = None
+    checkpoint: str | None = None
+    checkout: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A tree and who needs it."""
+
+    tree: str
+    holder: Holder
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What a checkout has kept of the files that it overwrote. `tree` is None when the record of
+    the checkout cannot be read; `problem` then says why."""
+
+    stat: Stat
+    tree: str | None
+    problem: str | None = None
+
+    @property
+    def reference(self) -> Reference | None:
+        """What it refers to, as far as that can be read."""
+        id = self.stat.key.rpartition("/")[2].removesuffix(".json")
+        return None if self.tree is None else Reference(self.tree, Holder(checkout=id))
+
+
+def records(repository: Repository) -> Iterator[ExperimentRecord]:
+    """Every experiment, deleted ones too, one at a time, so that memory never holds them all."""
+    for id in repository.ids():
+        try:
+            yield repository.experiment(id)
+        except KeyNotFoundError:  # removed by hand since it was listed
+            continue
+
+
+def references(record: ExperimentRecord) -> Iterator[Reference]:
+    """The trees that an experiment and its checkpoints need."""
+    if record.tree is not None:
+        yield Reference(record.tree, Holder(record.id))
+    for checkpoint in record.checkpoints:
+        if checkpoint.tree is not None:
+            yield Reference(checkpoint.tree, Holder(record.id, checkpoint.id))
+
+
+def backups(repository: Repository) -> Iterator[Backup]:
+    """What checkouts have overwritten and can be put back."""
+    for stat in repository.backend.list("checkouts/"):
+        name = f"{repository.url}/{stat.key}"
+        try:
+            replaced = unseal(repository.backend.get(stat.key), name)["replaced"]
+            tree_key(replaced)
+            yield Backup(stat, replaced)
+        except KeyNotFoundError:
+            continue
+        except DamagedError as error:
+            yield Backup(stat, None, str(error))
+        except (KeyError, TypeError) as error:
+            yield Backup(stat, None, f"{name} is not in the format this version reads ({error!r})")
+
+
+def trees(
+    repository: Repository, needed: Iterable[Reference]
+) -> Iterator[tuple[Reference, Tree | Unreadable]]:
+    """Each tree that is needed, read once however many need it, with the first who does."""
+
+    def read(reference: Reference) -> tuple[Reference, Tree | Unreadable]:
+        return reference, read_tree(repository, reference.tree)
+
+    return in_parallel(read, _distinct(needed))
+
+
+def read_tree(repository: Repository, hash: str) -> Tree | Unreadable:
+    """The tree of that name, or why it cannot be read."""
+    try:
+        return repository.tree(hash)
+    except (DamagedError, UnsafeTreeError) as error:
+        return error
+
+
+def _distinct(needed: Iterable[Reference]) -> Iterator[Reference]:
+    seen: set[str] = set()
+    for reference in needed:
+        if reference.tree not in seen:
+            seen.add(reference.tree)
+            yield reference
+
+
+def objects(hash: str, tree: Tree | Unreadable) -> set[str]:
+    """The tree itself and its blobs; of one that cannot be read only itself."""
+    names = {tree_key(hash)}
+    if isinstance(tree, Tree):
+        names |= {blob_key(blob) for entry in tree.entries for blob, _ in entry.blobs}
+    return names
+
+
+def stored(
+    repository: Repository, among: Collection[str] | None = None
+) -> Iterator[tuple[str, Stat]]:
+    """Every object that is stored, or those of `among`, in the order of their keys.
+
+    One that is stored in two encodings comes twice. A file that is no object is passed over.
+    """
+    shards = ("blobs/", "trees/") if among is None else sorted({name[:_SHARD] for name in among})
+    for shard in shards:
+        for stat in repository.backend.list(shard):
+            name = object_of(stat.key)
+            if name is not None and (among is None or name in among):
+                yield name, stat
+
+
+def object_of(key: str) -> str | None:
+    """The name of the object whose bytes are at `key`; None when it is none of ours."""
+    if found := _BLOB.fullmatch(key):
+        return blob_key(found["hash"])
+    return key if _TREE.fullmatch(key) else None
+
+
+def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` of each item, in their order, by a few threads, taking a few items at a time."""
+    rest = iter(items)
+    while window := list(islice(rest, _WINDOW)):
+        yield from several(work, window)
