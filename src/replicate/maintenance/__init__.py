@@ -1,11 +1,24 @@
 """Keeping a repository in order: what refers to what, whether all of it is there, how many bytes it
 takes, and removing what nothing needs any more. `docs/garbage-collection.md` is the contract."""
 
-from replicate.maintenance.gc import Collected, collect
-from replicate.maintenance.presence import announced
-from replicate.maintenance.references import Holder
-from replicate.maintenance.usage import ExperimentUsage, Usage, usage
-from replicate.maintenance.verify import Damage, Progress, Verification, silent, verify
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from replicate.maintenance.gc import Collected, collect
+    from replicate.maintenance.presence import announced
+    from replicate.maintenance.references import Holder
+    from replicate.maintenance.removal import (
+        RemovalPlan,
+        Removed,
+        delete_experiments,
+        plan_removal,
+        remove,
+    )
+    from replicate.maintenance.usage import ExperimentUsage, Usage, measure
+    from replicate.maintenance.verify import Damage, Progress, Verification, check, silent
 
 __all__ = [
     "Collected",
@@ -13,11 +26,36 @@ __all__ = [
     "ExperimentUsage",
     "Holder",
     "Progress",
+    "RemovalPlan",
+    "Removed",
     "Usage",
     "Verification",
     "announced",
+    "check",
     "collect",
+    "delete_experiments",
+    "measure",
+    "plan_removal",
+    "remove",
     "silent",
-    "usage",
-    "verify",
 ]
+
+_HOMES = {
+    "gc": ("Collected", "collect"),
+    "presence": ("announced",),
+    "references": ("Holder",),
+    "removal": ("RemovalPlan", "Removed", "delete_experiments", "plan_removal", "remove"),
+    "usage": ("ExperimentUsage", "Usage", "measure"),
+    "verify": ("Damage", "Progress", "Verification", "check", "silent"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a name needs when it is first used (PEP 562): a training script, which imports
+    this package with `project`, needs none of it."""
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,7 +59,7 @@ class Usage:
     damage: tuple[str, ...]
 
 
-def usage(repository: Repository) -> Usage:
+def measure(repository: Repository) -> Usage:
     """Count the bytes of all experiments that are not deleted."""
     counting = _Counting(repository)
     rows = [(r, *counting.add(r.id, references(r))) for r in records(repository) if not r.deleted]

@@ -68,7 +68,7 @@ class _Counts:
     trees: int = 0
 
 
-def verify(
+def check(
     repository: Repository,
     ids: Collection[str] = (),
     *,

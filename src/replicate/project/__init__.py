@@ -10,7 +10,6 @@ from replicate.project.experiments import (
     Experiments,
 )
 from replicate.project.project import Picked, Project
-from replicate.project.removing import RemovalPlan, Removed
 
 __all__ = [
     "CheckedOut",
@@ -22,6 +21,4 @@ __all__ = [
     "Experiments",
     "Picked",
     "Project",
-    "RemovalPlan",
-    "Removed",
 ]

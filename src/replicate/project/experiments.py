@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, overload
 
+from replicate import maintenance
 from replicate.errors import NotFoundError
-from replicate.maintenance import announced
 from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
@@ -21,9 +21,8 @@ from replicate.model import (
     Value,
     short,
 )
-from replicate.project import checkouts, removing
+from replicate.project import checkouts
 from replicate.project.recording import Paths, Recording
-from replicate.project.removing import Removed
 from replicate.repository import Repository
 from replicate.tree import Entry, reader
 
@@ -93,7 +92,7 @@ class Checkpoint:
         """
         trees = (self._experiment.tree, self.record.tree)
         target = Path(os.path.abspath(directory))
-        with announced(self._repository):
+        with maintenance.announced(self._repository):
             checkouts.perform(
                 self._repository, checkouts.plan(self._repository, self.id, trees, target)
             )
@@ -253,13 +252,13 @@ class Experiment:
         self.record = self._repository.experiment(self.id)
         return self
 
-    def delete(self, *, force: bool = False) -> Removed:
+    def delete(self, *, force: bool = False) -> None:
         """Delete the experiment and its checkpoints, for good, and free what nothing else needs.
 
         One that this process records is stopped first. Raises UsageError when another process is
         still recording it, unless `force`.
         """
-        return ExperimentList([self]).delete(force=force)
+        ExperimentList([self]).delete(force=force)
 
     def _checkpoint(self, record: CheckpointRecord) -> Checkpoint:
         return Checkpoint(record, self.record, self._repository)
@@ -336,14 +335,15 @@ class ExperimentList(Sequence[Experiment]):
         found = self._experiments[index]
         return ExperimentList(found) if isinstance(found, list) else found
 
-    def delete(self, *, force: bool = False) -> Removed:
+    def delete(self, *, force: bool = False) -> None:
         """Delete all of these, and free what nothing else needs; see `Experiment.delete`."""
-        if not self._experiments:
-            return removing.NOTHING
         for experiment in self._experiments:
             experiment.stop()
-        repository = self._experiments[0]._repository
-        return removing.delete(repository, [e.id for e in self._experiments], force=force)
+        by_repository: dict[Repository, list[str]] = {}
+        for experiment in self._experiments:
+            by_repository.setdefault(experiment._repository, []).append(experiment.id)
+        for repository, ids in by_repository.items():
+            maintenance.delete_experiments(repository, ids, force=force)
 
     def __len__(self) -> int:
         return len(self._experiments)

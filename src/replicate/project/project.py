@@ -7,32 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from replicate import config
+from replicate import config, maintenance
 from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError
-from replicate.maintenance import (
-    Collected,
-    Progress,
-    Usage,
-    Verification,
-    announced,
-    collect,
-    silent,
-    usage,
-    verify,
-)
 from replicate.model import CheckpointRecord, ExperimentRecord, short
-from replicate.project import checkouts, removing
+from replicate.project import checkouts
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.experiments import Experiment, Experiments
 from replicate.project.recording import Paths, start, unrecorded
-from replicate.project.removing import RemovalPlan, Removed
 from replicate.recorder.client import live_recorders
 from replicate.repository import Repository
 from replicate.tree import reader
+
+if TYPE_CHECKING:
+    from replicate.maintenance import Collected, Progress, RemovalPlan, Removed, Usage, Verification
 
 Found = ExperimentRecord | tuple[ExperimentRecord, CheckpointRecord]
 
@@ -190,7 +181,7 @@ class Project:
 
     def checkout(self, plan: CheckoutPlan) -> CheckedOut:
         """Carry out a plan. What it overwrites is kept in the repository before."""
-        with announced(self.repository):
+        with maintenance.announced(self.repository):
             return checkouts.perform(self.repository, plan)
 
     def undo_checkout(
@@ -198,7 +189,7 @@ class Project:
     ) -> CheckedOut:
         """Put back what the last checkout into a directory, or the one with the backup `id`, has
         overwritten, and remove what it added. That can be undone in the same way."""
-        with announced(self.repository):
+        with maintenance.announced(self.repository):
             return checkouts.undo(self.repository, self._target(directory), id)
 
     def _target(self, directory: str | os.PathLike[str] | None) -> Path:
@@ -211,28 +202,34 @@ class Project:
 
         Raises like `resolve`, and UsageError when an experiment is still running, unless `force`.
         """
-        return removing.plan(self.repository, self.resolve_all(prefixes), force=force)
+        return maintenance.plan_removal(self.repository, self.resolve_all(prefixes), force=force)
 
     def remove(self, plan: RemovalPlan) -> Removed:
         """Delete what is planned, for good, and free what nothing needs any more."""
-        return removing.remove(self.repository, plan)
+        return maintenance.remove(self.repository, plan)
 
     def gc(self, *, dry_run: bool = False) -> Collected:
         """Remove what nothing refers to; see `maintenance.collect`."""
-        return collect(self._existing(), dry_run=dry_run)
+        return maintenance.collect(self._existing(), dry_run=dry_run)
 
     def usage(self) -> Usage:
         """How many bytes the experiments take."""
-        return usage(self._existing())
+        return maintenance.measure(self._existing())
 
     def verify(
-        self, prefixes: Sequence[str] = (), *, full: bool = False, progress: Progress = silent
+        self,
+        prefixes: Sequence[str] = (),
+        *,
+        full: bool = False,
+        progress: Progress | None = None,
     ) -> Verification:
-        """Check that the repository, or what has these ids, is whole; see `maintenance.verify`."""
+        """Check that the repository, or what has these ids, is whole; see `maintenance.check`."""
         repository = self._existing()
         found = self.resolve_all(prefixes) if prefixes else []
         ids = {f.id if isinstance(f, ExperimentRecord) else f[1].id for f in found}
-        return verify(repository, ids, full=full, progress=progress)
+        return maintenance.check(
+            repository, ids, full=full, progress=progress or maintenance.silent
+        )
 
     def _existing(self) -> Repository:
         if not self.repository.exists():

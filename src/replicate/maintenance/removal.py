@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from replicate.errors import DamagedError, UsageError
-from replicate.maintenance import collect
+from replicate.maintenance.gc import collect
 from replicate.maintenance.references import (
     Reference,
     backups,
@@ -49,10 +49,9 @@ class Removed:
     problem: str | None = None
 
 
-NOTHING = Removed(experiments=0, checkpoints=0, bytes=0, later_bytes=0, later_seconds=0.0)
-
-
-def plan(repository: Repository, named: Iterable[Named], *, force: bool = False) -> RemovalPlan:
+def plan_removal(
+    repository: Repository, named: Iterable[Named], *, force: bool = False
+) -> RemovalPlan:
     """What deleting these would do. Changes nothing.
 
     Raises UsageError when an experiment is still running, unless `force`: its run would go on and
@@ -103,12 +102,14 @@ def remove(repository: Repository, plan: RemovalPlan) -> Removed:
     return Removed(*counts, freed.bytes, freed.later_bytes, freed.grace)
 
 
-def delete(repository: Repository, ids: Iterable[str], *, force: bool = False) -> Removed:
+def delete_experiments(
+    repository: Repository, ids: Iterable[str], *, force: bool = False
+) -> Removed:
     """Delete the experiments with these whole ids; one that is gone already is no error."""
     known = set(repository.ids())
     found = [repository.experiment(id) for id in ids if id in known]
     named = [experiment for experiment in found if not experiment.deleted]
-    return remove(repository, plan(repository, named, force=force))
+    return remove(repository, plan_removal(repository, named, force=force))
 
 
 def _append(repository: Repository, experiment: str, data: dict[str, list[str]]) -> None:
