@@ -25,8 +25,12 @@ COMMANDS: Mapping[str, str] = {
     "show": "Show everything about an experiment or a checkpoint.",
     "diff": "Compare two checkpoints: params, metrics, packages and code.",
     "checkout": "Copy the code and files of a checkpoint into a directory.",
+    "rm": "Delete experiments and checkpoints.",
+    "du": "Show how many bytes the experiments take.",
+    "gc": "Remove what no experiment needs any more.",
+    "verify": "Check that everything that was saved can be had back.",
 }
-ALIASES: Mapping[str, str] = {"list": "ls"}
+ALIASES: Mapping[str, str] = {"list": "ls", "delete": "rm"}
 
 
 class LazyGroup(click.Group):
