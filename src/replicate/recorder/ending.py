@@ -9,6 +9,7 @@ import signal
 import struct
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from replicate.model import Status, Stop
 from replicate.records import now
@@ -59,18 +60,40 @@ def ending_of(watch: int | None) -> Ending:
     """How the process that `watch` is for has ended, as far as the kernel tells."""
     if sys.platform != "linux" or watch is None:
         return Ending()
+    # The descriptor tells only once the parent has reaped the process, and /proc only until then.
+    for status in (_status_of_reaped(watch), _status_of_zombie(watch), _status_of_reaped(watch)):
+        if status is not None:
+            break
+    else:
+        return Ending()
+    if os.WIFSIGNALED(status):
+        return Ending(signal=_signal_name(os.WTERMSIG(status)))
+    return Ending(exit_code=os.WEXITSTATUS(status))
+
+
+def _status_of_reaped(watch: int) -> int | None:
+    """The wait status of a process that is gone; None on a kernel before Linux 6.15."""
     info = bytearray(_PIDFD_INFO_SIZE)
     struct.pack_into("Q", info, 0, _PIDFD_INFO_EXIT)
     try:
         fcntl.ioctl(watch, _PIDFD_GET_INFO, info)
     except OSError:  # an older kernel
-        return Ending()
+        return None
     if not struct.unpack_from("Q", info, 0)[0] & _PIDFD_INFO_EXIT:
-        return Ending()
-    status = struct.unpack_from("i", info, _EXIT_CODE_OFFSET)[0]
-    if os.WIFSIGNALED(status):
-        return Ending(signal=_signal_name(os.WTERMSIG(status)))
-    return Ending(exit_code=os.WEXITSTATUS(status))
+        return None
+    status: int = struct.unpack_from("i", info, _EXIT_CODE_OFFSET)[0]
+    return status
+
+
+def _status_of_zombie(watch: int) -> int | None:
+    """The wait status of a process that has ended and is not reaped yet; None otherwise."""
+    try:
+        facts = Path(f"/proc/self/fdinfo/{watch}").read_text().split()
+        pid = facts[facts.index("Pid:") + 1]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return int(fields[-1]) if fields[0] == "Z" else None
 
 
 def _signal_name(number: int) -> str:
