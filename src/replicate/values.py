@@ -21,6 +21,8 @@ _MAX_DEPTH = 32
 _MAX_TEXT = 10_000
 #: Arrays with more elements than this are data, not params or metrics.
 _MAX_ELEMENTS = 10_000
+#: Python reads and writes integers of up to 4,300 digits as text; this is a little less.
+_MAX_BITS = 14_000
 
 
 def to_params(params: object) -> dict[str, Value]:
@@ -51,6 +53,8 @@ def to_value(value: Any, name: str) -> Value:
 
 
 def _convert(value: Any, name: str, depth: int) -> Value:
+    if type(value) is int and value.bit_length() > _MAX_BITS:
+        raise UsageError(f"{name} is an integer of more than 4,000 digits")
     if value is None or type(value) in (bool, int, float, str):
         return value
     if depth == 0:
@@ -60,7 +64,7 @@ def _convert(value: Any, name: str, depth: int) -> Value:
     if isinstance(value, bool | int | float | str):  # a subclass, such as numpy.float64
         for base in (bool, int, float, str):
             if isinstance(value, base):
-                return base(value)
+                return _convert(base(value), name, depth)
     fields = _fields(value)
     if fields is not None:
         return {_key(k, name): _convert(v, f"{name}[{k!r}]", depth - 1) for k, v in fields.items()}
