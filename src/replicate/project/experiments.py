@@ -22,7 +22,7 @@ from replicate.model import (
     short,
 )
 from replicate.project import checkouts
-from replicate.project.recording import Paths, Recording
+from replicate.project.recording import UNRECORDED, Paths, Recording
 from replicate.repository import Repository
 from replicate.tree import Entry, reader
 
@@ -249,7 +249,8 @@ class Experiment:
         """Read the experiment again, to see what has happened since."""
         if self._recording is not None:
             self._recording.wait()
-        self.record = self._repository.experiment(self.id)
+        if self.id != UNRECORDED:
+            self.record = self._repository.experiment(self.id)
         return self
 
     def delete(self, *, force: bool = False) -> None:

@@ -200,8 +200,12 @@ class Recording:
         """The checkpoint's files. A path that cannot be saved is reported, the others are saved."""
         if path is None:
             return None, None
-        given = [path] if isinstance(path, str | os.PathLike) else list(path)
         found = []
+        try:
+            given = [path] if isinstance(path, str | os.PathLike) else list(path)
+        except Exception:  # any object may raise when it is taken apart
+            given = []
+            self._recorder.problem(f"path must be text or a list of texts, not {_shown(path)}")
         for one in given:
             try:
                 found.append(self._locate(one))
@@ -233,9 +237,9 @@ class Recording:
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._next_step = value + 1
                     return value
-            except UsageError:
+            except Exception:  # any object may raise when it is asked for its value
                 pass
-            self._recorder.problem(f"step must be a number, not {step!r}: it was counted instead")
+            self._recorder.problem(f"step must be a number, not {_shown(step)}: it was counted")
         value = self._next_step
         self._next_step = value + 1
         return value
@@ -261,28 +265,45 @@ class Recording:
             name, goal = primary
             if isinstance(name, str) and goal in get_args(Goal):
                 return PrimaryMetric(name, goal)
-        except (TypeError, ValueError):
+        except Exception:  # any object may raise when it is taken apart
             pass
         self._recorder.problem(
-            f'primary_metric must be (name, "minimize") or (name, "maximize"), not {primary!r}'
+            f'primary_metric must be (name, "minimize") or (name, "maximize"), not '
+            f"{_shown(primary)}"
         )
         return None
+
+
+def _shown(value: object) -> str:
+    """The value as a message names it, of whatever kind it is."""
+    try:
+        return repr(value)[:80]
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def _stop(error: BaseException | None) -> Stop:
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return Stop(now(), Status.FINISHED)
     text = "".join(traceback.format_exception(error))
-    info = ExceptionInfo(type(error).__qualname__, str(error), text)
+    try:
+        message = str(error)
+    except Exception:
+        message = ""
+    info = ExceptionInfo(type(error).__qualname__, message, text)
     if isinstance(error, KeyboardInterrupt):
         return Stop(now(), Status.KILLED, info, signal="SIGINT")
     return Stop(now(), Status.FAILED, info)
 
 
+#: The id of every run that nobody keeps.
+UNRECORDED = "0" * 64
+
+
 def unrecorded(config: Config, params: object) -> ExperimentRecord:
     """The record of a run that nobody keeps: of another rank, or with recording switched off."""
     empty = ExperimentRecord(
-        id="0" * 64,
+        id=UNRECORDED,
         created=now(),
         params={},
         user=config.user or process.user(),

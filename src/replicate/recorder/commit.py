@@ -16,8 +16,8 @@ from typing import Any
 
 from replicate import environment
 from replicate.blobs import Batch
-from replicate.errors import DamagedError, UnsafeTreeError, UsageError
-from replicate.model import Value
+from replicate.errors import DamagedError, StorageError, UnsafeTreeError, UsageError
+from replicate.model import Status, Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
 from replicate.recorder.spool import Job, Spool, mapped
@@ -78,6 +78,11 @@ class Committer:
         """How many journal lines this committer has made durable, by the name of the writer."""
         journal = self._journal
         return {journal.writer: journal.count} if journal else {}
+
+    def has_finished(self) -> bool:
+        """Whether the run's end has been recorded, as a good one."""
+        stop = self._repository.experiment(self._spool.experiment).stop
+        return stop is not None and stop.status is Status.FINISHED
 
     def has_stopped(self) -> bool:
         """Whether the run's end has been recorded, by this committer or by one before it."""
@@ -201,6 +206,7 @@ class Committer:
         record = replace(record, environment=facts, packages=packages, **outcome)
         self._repository.create_experiment(record)
         self.created = True
+        self.beat(INTERVAL)  # at once: a run that has only begun must not look lost
 
 
 def _only(kind: str, outcome: Mapping[str, Value]) -> Mapping[str, Value]:

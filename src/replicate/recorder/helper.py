@@ -121,6 +121,8 @@ class Helper:
             return
         if ending_of(self._watch).stop().status is Status.FAILED:
             with suppress(StorageError):
+                if not self._committer.has_finished():
+                    return  # it has said more: with which exception it failed
                 self._record_ending()
                 self._committer.beat(INTERVAL)
 
