@@ -22,6 +22,7 @@ Compression = Literal["auto", "none", "zstd"]
 CONFIG_NAMES = ("replicate.yaml", "replicate.yml")
 DEFAULT_REPOSITORY = ".replicate"
 DEFAULT_MAX_SNAPSHOT_SIZE = 100_000_000
+DEFAULT_MAX_PENDING = 8_000_000_000
 
 #: Every variable that is read, and what it means. The documentation is generated from this.
 ENVIRONMENT: Mapping[str, str] = {
@@ -45,12 +46,23 @@ _UNITS = {"": 1, "b": 1} | {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Which checkpoints of a run keep their files: the best so many by the primary metric, the last
+    so many, and those whose step is a multiple of `every`. One that any of these names stays."""
+
+    best: int | None = None
+    last: int | None = None
+    every: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What the user has decided, with the defaults filled in.
 
     `repository` is as it was written: a relative path is relative to `directory`, the project's.
     `source` says who wrote it: "argument", "REPLICATE_REPOSITORY", "default", or the file's path.
-    `max_snapshot_size` is in bytes. `host`, `user` and `command` override what is recorded.
+    `max_snapshot_size` is in bytes, and so is `max_pending`: what may lie in the spool before
+    `checkpoint()` waits. `keep` says which checkpoints keep their files. `host`, `user` and `command` override what is recorded.
     """
 
     directory: Path
@@ -59,6 +71,8 @@ class Config:
     source: str = "default"
     compression: Compression = "auto"
     max_snapshot_size: int = DEFAULT_MAX_SNAPSHOT_SIZE
+    max_pending: int = DEFAULT_MAX_PENDING
+    keep: Keep | None = None
     host: str | None = None
     user: str | None = None
     command: str | None = None
@@ -174,20 +188,26 @@ def _entries(file: Path) -> Iterator[tuple[Any, Any, int]]:
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{file} must hold lines of `key: value`")
         for key, value in root.value:
-            yield _scalar(loader, key), _scalar(loader, value), key.start_mark.line + 1
+            yield _plain(loader, key), _plain(loader, value), key.start_mark.line + 1
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
 
 
-def _scalar(loader: Any, node: Any) -> Any:
-    """A node's value. No setting is a list or a mapping: those are named, not built."""
-    return loader.construct_object(node) if node.id == "scalar" else _Nested()
+def _plain(loader: Any, node: Any) -> Any:
+    """A node's value: a scalar, or a mapping of scalars. No setting is anything deeper."""
+    if node.id == "mapping":
+        return {_plain(loader, k): _Nested.unless_scalar(loader, v) for k, v in node.value}
+    return _Nested.unless_scalar(loader, node)
 
 
 class _Nested:
-    """A list or a mapping, where neither is meant."""
+    """A list or a mapping, where neither is meant: it is named, and not built."""
+
+    @classmethod
+    def unless_scalar(cls, loader: Any, node: Any) -> Any:
+        return loader.construct_object(node) if node.id == "scalar" else cls()
 
     def __repr__(self) -> str:
         return "a list or a mapping"
@@ -217,11 +237,25 @@ def parse_size(value: object) -> int:
     raise ValueError("a size such as 500MB")
 
 
+def parse_keep(value: object) -> Keep:
+    """`Keep` from {"best": 3, "last": 2, "every": 10}. ValueError says what was expected."""
+    expected = "a mapping such as {best: 3, last: 2, every: 10}"
+    if isinstance(value, Keep):
+        return value
+    if not isinstance(value, Mapping) or not value or value.keys() - {"best", "last", "every"}:
+        raise ValueError(expected)
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in value.values()):
+        raise ValueError(f"{expected}, of whole numbers from 1")
+    return Keep(**value)
+
+
 #: The keys of replicate.yaml, and how each is read.
 _SETTINGS: Mapping[str, Callable[[object], Any]] = {
     "repository": _repository,
     "compression": _compression,
     "max_snapshot_size": parse_size,
+    "max_pending": parse_size,
+    "keep": parse_keep,
 }
 
 

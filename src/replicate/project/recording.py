@@ -78,6 +78,7 @@ def start(
         "repository": repository.url,
         "directory": str(config.directory),
         "compress": compress,
+        "max_pending": config.max_pending,
     }
     recorder = Recorder(repository, Spool(spools / record.id), settings, report)
     modules = process.imported_modules(sys.modules)

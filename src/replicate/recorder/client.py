@@ -32,8 +32,8 @@ INLINE = 64 << 10
 _MAX_KEPT = 256 << 20
 #: How often a helper that has died is started again.
 _RESTARTS = 2
-#: After this many seconds of waiting at the end of a program, it says what it waits for.
-_PATIENCE = 0.25
+#: After this many seconds of waiting a program says what it waits for, and then now and again.
+_PATIENCE, _REMINDER = 0.25, 5.0
 
 Report = Callable[[str], None]
 #: A job that could not be written: its name, header and data.
@@ -57,6 +57,10 @@ class Recorder:
         self._said: set[str] = set()
         self._kept: list[_Kept] = []
         self._restarts = 0
+        #: Bytes that were spooled since the spool was last looked at.
+        self._unseen = 0
+        #: How long calls have waited because saving was slower than the run (seconds).
+        self.seconds_waited = 0.0
         self._saver: Saver | None = None
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -66,36 +70,41 @@ class Recorder:
     # ------------------------------------------------------------ the calls of a run
 
     def begin(self, record: ExperimentRecord, listing: Listing | None, modules: list[str]) -> None:
-        """Spool the run's inputs and start the helper. Raises StorageError when it cannot."""
+        """Spool the run's inputs and start the helper. Raises StorageError when it cannot, and
+        leaves nothing behind."""
+        inputs = encode_experiment(record).decode()
         try:
             self._lock_descriptor = self._spool.create()
-        except OSError as error:
-            raise StorageError(
-                f"Cannot write into {self._spool.directory}: {error.strerror}",
-                hint="Make the directory writable, or choose another repository.",
-            ) from error
-        self._start_helper()
-        header = job_header(
-            "experiment", record=encode_experiment(record).decode(), modules=modules
-        )
-        name = self._spool.next_name()
-        try:
+            self._start_helper()
+            name = self._spool.next_name()
             files, data, problems = self._take_files(name, listing)
-            self._spool.add(name, {**header, **files}, data)
-        except OSError as error:
-            self._spool.destroy()
-            raise StorageError(
-                f"Cannot save the run's files in {self._spool.directory}: {error.strerror}",
-                hint="Free some space, or choose another repository.",
-            ) from error
+            header = job_header("experiment", record=inputs, modules=modules, **files)
+            self._spool.add(name, header, data)
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"Cannot write into {self._spool.directory}: {error.strerror}",
+                    hint="Make it writable, free some space, or choose another repository.",
+                ) from error
+            raise
         _live.add(self)
         self._notify()
         for problem in problems:
             self.problem(problem)
 
+    def _abandon(self) -> None:
+        """The run is not recorded after all."""
+        if self._saver is not None:
+            self._saver.close(at_exit=False)
+        if self._lock_descriptor >= 0:
+            os.close(self._lock_descriptor)
+        self._spool.destroy()
+
     def checkpoint(self, record: CheckpointRecord, listing: Listing | None) -> None:
         """Spool a checkpoint. Its files may be changed as soon as this returns."""
         with self._guarded("a checkpoint"):
+            self._make_room(listing.size if listing else 0)
             name = self._spool.next_name()
             files, data, problems = self._take_files(name, listing)
             header = {
@@ -146,6 +155,11 @@ class Recorder:
             if not isinstance(self._saver, HelperLink) and not self._spool.names():
                 self._spool.destroy()
 
+    @property
+    def pending(self) -> int:
+        """Bytes that are in the spool."""
+        return self._spool.size()
+
     def report(self, message: str) -> None:
         """Tell the person, once for each message."""
         if message not in self._said:
@@ -153,6 +167,24 @@ class Recorder:
             self._report_to(message)
 
     # ------------------------------------------------------------ spooling
+
+    def _make_room(self, size: int) -> None:
+        """When saving is slower than the run, wait until what is pending and `size` more bytes are
+        within bounds. While the repository cannot be written nothing is gained by waiting."""
+        bound = int(self._settings["max_pending"])
+        self._unseen += size
+        # To look at the spool takes time, so that is done only when it may have filled up.
+        if self._unseen < bound // 8 or os.getpid() != self._owner:
+            return
+        self._unseen = size
+        if self._spool.size() + size > bound:
+            self.report(
+                f"Saving is slower than the run: checkpoint() waits while more than "
+                f"{bound / 1e6:,.0f} MB are pending (`max_pending` in replicate.yaml)."
+            )
+            started = time.monotonic()
+            self._wait(below=max(0, bound - size))
+            self.seconds_waited += time.monotonic() - started
 
     def _add_event(self, kind: str, data: Mapping[str, Value]) -> None:
         self._add(self._spool.next_name(), job_header(kind, data=data), [])
@@ -267,12 +299,12 @@ class Recorder:
             self.report("The helper process keeps ending: saving goes on in the foreground.")
             self._save_in_foreground()
 
-    def _wait(self) -> bool:
+    def _wait(self, below: int = 0) -> bool:
         assert self._saver is not None
         waiting = _Waiting(self)
         while True:
             try:
-                trouble = self._saver.wait(waiting.tick)
+                trouble = self._saver.wait(waiting.tick, below)
                 break
             except HelperGone:
                 self._replace_helper()
@@ -306,11 +338,15 @@ class _Waiting:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._started = time.monotonic()
+        self._speak_at = time.monotonic() + _PATIENCE
 
     def tick(self) -> None:
-        if time.monotonic() - self._started >= _PATIENCE:
-            self._recorder.report("Still saving what was recorded. Ctrl-C leaves it to the helper.")
+        if time.monotonic() >= self._speak_at:
+            self._speak_at = time.monotonic() + _REMINDER
+            pending = self._recorder.pending / 1e6
+            self._recorder.report(
+                f"Still saving: {pending:,.1f} MB to go. Ctrl-C leaves it to the helper process."
+            )
 
 
 _live: WeakSet[Recorder] = WeakSet()

@@ -90,17 +90,19 @@ class Committer:
         self.stopped = self.stopped or self._repository.experiment(id).stop is not None
         return self.stopped
 
-    def commit(self, directory: Path | None = None) -> list[str]:
-        """Commit all jobs that are in the spool now; return a sentence for each thing lost.
+    def commit(self, directory: Path | None = None) -> Iterator[str]:
+        """Commit all jobs, those that come meanwhile too; yield a sentence for each thing lost.
 
         `directory` is the project's while the run is alive: the state of its git repository is
-        only taken then.
-        Raises StorageError when the repository cannot be written; the jobs then stay.
+        only taken then. Raises StorageError when the repository cannot be written; jobs then stay.
         """
-        problems: list[str] = []
-        while names := self._spool.names():
-            problems += self._commit_some(names, directory)
-        return problems
+        while self.pending:
+            yield from self.commit_some(directory)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are jobs in the spool."""
+        return bool(self._spool.names())
 
     def record(self, *events: Event) -> None:
         """Commit events that were not spooled, such as how the process ended."""
@@ -117,7 +119,9 @@ class Committer:
 
     # ------------------------------------------------------------ the steps of a commit
 
-    def _commit_some(self, names: list[str], directory: Path | None) -> list[str]:
+    def commit_some(self, directory: Path | None = None) -> list[str]:
+        """Like `commit`, for as many of the oldest jobs as go well together."""
+        names = self._spool.names()
         batch = self._repository.batch(compress=self._compress)
         drafts: list[_Draft] = []
         done: list[str] = []
@@ -220,10 +224,15 @@ def _complete_from_source(file: Mapping[str, Any], path: Path) -> None:
     """
     source = Path(file["source"])
     state = capture.FileState(*file["state"])
-    if not capture.unchanged(source, capture.Capture("lease", state)):
-        raise TornCaptureError(
-            "it was changed or removed before it was copied, and the process that held it still "
-            "has ended"
-        )
-    with capture.take(source, path, lease=False):
-        pass
+    try:
+        with capture.take(source, path, lease=False) as taken:
+            if taken.state == state:
+                return
+    except StorageError as error:
+        if source.exists():
+            raise
+        raise TornCaptureError("it was removed before it was copied") from error
+    path.unlink()
+    raise TornCaptureError(
+        "it was changed before it was copied, and the process that held it still has ended"
+    )

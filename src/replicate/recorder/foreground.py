@@ -23,7 +23,7 @@ class Foreground:
     def notify(self) -> list[str]:
         self._trouble = None
         try:
-            problems = self._committer.commit(self._directory)
+            problems = list(self._committer.commit(self._directory))
             if time.monotonic() - self._last_beat >= INTERVAL:
                 self._committer.beat(INTERVAL)
                 self._last_beat = time.monotonic()
@@ -32,7 +32,7 @@ class Foreground:
             return [self._trouble]
         return problems
 
-    def wait(self, tick: Callable[[], None]) -> str | None:
+    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
         self.notify()
         return self._trouble
 

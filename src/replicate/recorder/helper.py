@@ -58,7 +58,7 @@ class Helper:
         self._watch: int | None = settings["watch"]
         self._pid: int = settings["pid"]
         self._wake = threading.Event()
-        self._waiting: list[int] = []
+        self._waiting: list[tuple[int, int]] = []
         self._trainer_gone = False
         self._at_exit = False
         self._bye = False
@@ -73,9 +73,11 @@ class Helper:
         while True:
             # Taken before the commit: what was spooled before these were set is in it.
             waiting, gone = self._waiting[:], self._trainer_gone or self._bye
-            trouble = self._save(gone)
+            trouble = self._save_some(gone)
             self._answer(waiting, trouble)
             if trouble is None:
+                if self._committer.pending:
+                    continue
                 if gone:
                     self._finish()
                     return
@@ -88,11 +90,13 @@ class Helper:
                 waited, retry = waited + retry, min(2 * retry, _LAST_RETRY)
             self._wake.clear()
 
-    def _save(self, gone: bool) -> str | None:
-        """Commit what there is, and how the run ended when it did; return what went wrong."""
+    def _save_some(self, gone: bool) -> str | None:
+        """Commit the oldest jobs, and how the run ended when it did; return what went wrong."""
         try:
-            for problem in self._committer.commit(self._directory):
+            for problem in self._committer.commit_some(self._directory):
                 self._report(problem)
+            if self._committer.pending:
+                return None
             if gone and self._committer.created and not self._committer.has_stopped():
                 self._record_ending()
             if self._committer.stopped:
@@ -175,7 +179,7 @@ class Helper:
         if message["op"] == "lease":
             self._take_copy(message, descriptors.pop(0))
         elif message["op"] == "wait":
-            self._waiting.append(message["token"])
+            self._waiting.append((message["token"], message["below"]))
         elif message["op"] == "bye":
             self._bye, self._at_exit = True, message["at_exit"]
         self._wake.set()
@@ -200,10 +204,13 @@ class Helper:
 
     # ------------------------------------------------------------ talking to the trainer
 
-    def _answer(self, tokens: list[int], trouble: str | None) -> None:
-        for token in tokens:
-            self._waiting.remove(token)
-            self._send({"idle": token, "trouble": trouble})
+    def _answer(self, waiting: list[tuple[int, int]], trouble: str | None) -> None:
+        """Answer those who wait for the spool to hold no more than so many bytes, or no job."""
+        for token, below in waiting:
+            pending = self._committer.pending and self._spool.size() > below
+            if trouble or not pending:
+                self._waiting.remove((token, below))
+                self._send({"idle": token, "trouble": trouble})
 
     def _report(self, problem: str) -> None:
         if problem not in self._said:

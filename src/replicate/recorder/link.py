@@ -40,9 +40,10 @@ class Saver(Protocol):
     def notify(self) -> list[str]:
         """Say that there is a new job. Returns what went wrong since the last time."""
 
-    def wait(self, tick: Callable[[], None]) -> str | None:
+    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
         """Return when all that was spooled before the call is in the repository, or what keeps it
-        from there. Calls `tick` several times a second."""
+        from there; with `below`, when that is no more than so many bytes. Calls `tick` several
+        times a second."""
 
     def close(self, *, at_exit: bool) -> None:
         """Say that no more jobs will come."""
@@ -107,9 +108,9 @@ class HelperLink:
             return False
         return True
 
-    def wait(self, tick: Callable[[], None]) -> str | None:
+    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
         self._token += 1
-        self._send({"op": "wait", "token": self._token}, blocking=True)
+        self._send({"op": "wait", "token": self._token, "below": below}, blocking=True)
         while True:
             for answer in self._receive(timeout=0.05):
                 if answer["idle"] == self._token:

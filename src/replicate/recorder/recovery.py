@@ -31,7 +31,7 @@ def recover(repository: Repository, root: Path) -> Iterator[str]:
 def _recover_one(repository: Repository, spool: Spool) -> Iterator[str]:
     jobs = len(spool.names())
     try:
-        problems = Committer(repository, spool).commit()
+        problems = list(Committer(repository, spool).commit())
     except StorageError as error:
         yield f"Experiment {short(spool.experiment)} has unsaved work in {spool.directory}: {error}"
         return

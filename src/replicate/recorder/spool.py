@@ -109,8 +109,11 @@ class Spool:
             raise
 
     def names(self) -> list[str]:
-        """The jobs, in the order they were made."""
-        found = (n for n in os.listdir(self.directory) if n.endswith(_SUFFIX))
+        """The jobs, in the order they were made; none when the directory is gone."""
+        try:
+            found = [n for n in os.listdir(self.directory) if n.endswith(_SUFFIX)]
+        except FileNotFoundError:
+            return []
         return sorted(n.removesuffix(_SUFFIX) for n in found)
 
     @contextmanager
@@ -129,6 +132,15 @@ class Spool:
                 yield Job(name, header, data)
             finally:
                 data.release()
+
+    def size(self) -> int:
+        """Bytes of all that is in it now."""
+        total = 0
+        with os.scandir(self.directory) as found:
+            for entry in found:
+                with suppress(FileNotFoundError):  # committed meanwhile
+                    total += entry.stat().st_size
+        return total
 
     def remove(self, name: str) -> None:
         """Forget a job and the large files beside it."""
