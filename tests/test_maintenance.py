@@ -16,9 +16,9 @@ from replicate.maintenance import Damage, announced, check, collect, measure
 from replicate.maintenance.gc import GRACE, UNDO_KEPT
 from replicate.model import ExperimentRecord
 from replicate.project import Project
-from replicate.recorder.spool import Spool, spool_root
 from replicate.records import encode_time, new_id, now, seal_document
 from replicate.repository import Repository
+from replicate.spool import Spool, spool_root
 from saving import Run, age, broken, contents, finished, garbage, local, objects, store
 
 CODE = {"train.py": b"import replicate"}

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from replicate.backends.files import explained
 from replicate.backends.local import LocalBackend
-from replicate.recorder.spool import Spool, all_spools, spool_root
 from replicate.records import new_id
 from replicate.repository import Repository
+from replicate.spool import Spool, all_spools, spool_root
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from replicate.errors import (
     StorageError,
 )
 from replicate.model import short
-from replicate.recorder.spool import mapped
 from replicate.records import decode_time, encode_time, new_id, now, seal_document, unseal
 from replicate.repository import Repository
+from replicate.spool import mapped
 from replicate.tree import Entry, Source, Tree, add_tree, same_file, stage, validate
 
 CONFIG_FILES = frozenset({"replicate.yaml", "replicate.yml"})

@@ -28,9 +28,9 @@ from replicate.model import (
 )
 from replicate.recorder.client import Recorder
 from replicate.recorder.recovery import recover
-from replicate.recorder.spool import Spool, spool_root
 from replicate.records import new_id, now
 from replicate.repository import Repository
+from replicate.spool import Spool, spool_root
 from replicate.tree import Listing, relative, select
 from replicate.values import to_params, to_value
 

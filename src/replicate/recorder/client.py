@@ -21,9 +21,9 @@ from replicate.errors import StorageError
 from replicate.model import CheckpointRecord, ExperimentRecord, Stop, Value
 from replicate.recorder import capture
 from replicate.recorder.link import HelperGone, HelperLink, Saver
-from replicate.recorder.spool import Spool, job_header
 from replicate.records import checkpoint_data, encode_experiment, encode_time, stop_data
 from replicate.repository import Repository
+from replicate.spool import Spool, job_header
 from replicate.tree import Listing, Selected
 
 #: Files up to this size travel inside their job (bytes): one file to create, and not two.

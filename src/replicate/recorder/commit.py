@@ -20,9 +20,9 @@ from replicate.errors import DamagedError, StorageError, UnsafeTreeError, UsageE
 from replicate.model import Status, Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
-from replicate.recorder.spool import Job, Spool, mapped
 from replicate.records import decode_experiment, decode_time, new_id, now
 from replicate.repository import JournalWriter, Repository
+from replicate.spool import Job, Spool, mapped
 from replicate.tree import Source, add_tree
 
 #: Seconds between two heartbeats, on a local disk.

@@ -26,9 +26,9 @@ from replicate.model import Status
 from replicate.recorder import capture
 from replicate.recorder.commit import INTERVAL, Committer
 from replicate.recorder.ending import ending_of, has_ended
-from replicate.recorder.spool import Spool
 from replicate.records import stop_data
 from replicate.repository import Repository
+from replicate.spool import Spool
 
 _FIRST_RETRY, _LAST_RETRY = 1.0, 30.0
 #: How long a helper whose trainer is gone tries to reach a repository that fails (seconds). What

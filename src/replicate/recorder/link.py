@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import replicate
 from replicate.recorder.capture import Capture
 from replicate.recorder.ending import watch_this_process
-from replicate.recorder.spool import Spool
+from replicate.spool import Spool
 
 # Without this, a script that has restored SIGPIPE's default would be killed by a dead helper.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)

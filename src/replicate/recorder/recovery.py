@@ -9,8 +9,8 @@ from pathlib import Path
 from replicate.errors import StorageError
 from replicate.model import short
 from replicate.recorder.commit import Committer
-from replicate.recorder.spool import Spool, all_spools
 from replicate.repository import Repository
+from replicate.spool import Spool, all_spools
 
 
 def recover(repository: Repository, root: Path) -> Iterator[str]:
