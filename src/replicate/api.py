@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from replicate.errors import RepositoryError
 from replicate.project import Experiment, Experiments, Project
@@ -19,18 +20,21 @@ def init(
     tags: Sequence[str] = (),
     notes: str | None = None,
     group: str | None = None,
+    keep: Mapping[str, int] | None = None,
 ) -> Experiment:
     """Start to record this run of a training script.
 
     `path` is what to copy of the project: by default all of it, but what .gitignore and
     .replicateignore list; None copies nothing. `params` may be a dict, an `argparse.Namespace`, a
-    dataclass, or a pydantic or OmegaConf object.
+    dataclass, or a pydantic or OmegaConf object. `keep`, such as {"best": 3, "last": 1}, says
+    which checkpoints keep their files; the metrics of all of them stay.
 
     Raises ReplicateError when the set-up is wrong or the repository cannot be written. After that
     nothing raises, and nothing stops a run.
     """
     _refuse_namesake()
-    return Project().init(path, params, name=name, tags=tags, notes=notes, group=group, report=_say)
+    labels: dict[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
+    return Project().init(path, params, **labels, keep=keep, report=_say)
 
 
 #: The experiments of the project that the working directory is in: `list()` and `get(id)`.

@@ -62,7 +62,8 @@ class Config:
     `repository` is as it was written: a relative path is relative to `directory`, the project's.
     `source` says who wrote it: "argument", "REPLICATE_REPOSITORY", "default", or the file's path.
     `max_snapshot_size` is in bytes, and so is `max_pending`: what may lie in the spool before
-    `checkpoint()` waits. `keep` says which checkpoints keep their files. `host`, `user` and `command` override what is recorded.
+    `checkpoint()` waits. `keep` says which checkpoints keep their files. `host`, `user` and
+    `command` override what is recorded.
     """
 
     directory: Path

@@ -52,7 +52,8 @@ class CheckpointRecord:
 
     `path` is what was passed to `checkpoint()`, relative to the project (None: no files); `tree`
     is the hash of the manifest of those files. `size` is their bytes; `stored` is how many bytes
-    were new to the repository. Neither is None unless there are no files.
+    were new to the repository. Neither is None unless there are no files. `dropped` says that
+    there were files, and that `keep` has let them go.
     """
 
     id: str
@@ -65,6 +66,7 @@ class CheckpointRecord:
     primary_metric: PrimaryMetric | None = None
     size: int | None = None
     stored: int | None = None
+    dropped: bool = False
 
     @property
     def primary_value(self) -> float | None:
@@ -179,24 +181,29 @@ def primary_metric(checkpoints: Sequence[CheckpointRecord]) -> PrimaryMetric | N
 def best(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
     """The checkpoint with the best finite value of the primary metric, the latest of equals.
 
-    None when no checkpoint has one. Only checkpoints that name the same primary metric as the last
-    one that names any are compared: 0.9 accuracy is not better than 0.1 loss.
+    None when no checkpoint has one; see `ranking`.
+    """
+    ranked = ranking(checkpoints)
+    return ranked[0] if ranked else None
+
+
+def ranking(checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
+    """The checkpoints that have a finite value of the primary metric, the best first, of equals
+    the latest first.
+
+    Only those that name the same primary metric as the last one that names any are compared: 0.9
+    accuracy is not better than 0.1 loss.
     """
     primary = primary_metric(checkpoints)
     if primary is None:
-        return None
-    found = None
-    for checkpoint in checkpoints:
-        if checkpoint.primary_metric != primary or checkpoint.primary_value is None:
-            continue
-        if found is None or _as_good(primary.goal, checkpoint.primary_value, found.primary_value):
-            found = checkpoint
-    return found
-
-
-def _as_good(goal: Goal, value: float, other: float | None) -> bool:
-    assert other is not None
-    return value <= other if goal == "minimize" else value >= other
+        return []
+    sign = 1 if primary.goal == "minimize" else -1
+    ranked = [
+        (sign * c.primary_value, -number, c)
+        for number, c in enumerate(checkpoints)
+        if c.primary_metric == primary and c.primary_value is not None
+    ]
+    return [c for _, _, c in sorted(ranked, key=lambda r: r[:2])]
 
 
 def latest(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -243,7 +243,8 @@ def checkpoint_data(record: CheckpointRecord) -> dict[str, Value]:
     }
 
 
-def _checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) -> CheckpointRecord:
+def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) -> CheckpointRecord:
+    """The checkpoint of a `checkpoint` event."""
     primary = data.get("primary_metric")
     return CheckpointRecord(
         id=data["id"],
@@ -311,6 +312,7 @@ class _Folding:
         self.inputs = inputs
         self.checkpoints: dict[str, CheckpointRecord] = {}
         self.removed: set[str] = set()
+        self.dropped: set[str] = set()
         self.packages = dict(inputs.packages)
         self.stop: Stop | None = None
         self.problems: list[str] = []
@@ -321,7 +323,7 @@ class _Folding:
         data = event.data
         if event.kind == "checkpoint":
             # Recovery after a crash may write the same checkpoint again: the first stands.
-            record = _checkpoint(self.inputs.id, event.time, data)
+            record = decode_checkpoint(self.inputs.id, event.time, data)
             self.checkpoints.setdefault(record.id, record)
         elif event.kind == "packages":
             self.packages.update(data["packages"])
@@ -329,14 +331,22 @@ class _Folding:
             self.stop = _stop(event.time, data)
         elif event.kind == "problem":
             self.problems.append(data["message"])
+        elif event.kind == "drop":
+            self.dropped.update(data["checkpoints"])
         elif event.kind == "delete":
             self.removed.update(data.get("checkpoints", ()))
             self.deleted = self.deleted or "checkpoints" not in data
 
+    def _checkpoints(self) -> Iterator[CheckpointRecord]:
+        for id, checkpoint in self.checkpoints.items():
+            if id not in self.removed:
+                gone = id in self.dropped
+                yield replace(checkpoint, tree=None, dropped=True) if gone else checkpoint
+
     def result(self) -> ExperimentRecord:
         return replace(
             self.inputs,
-            checkpoints=tuple(c for c in self.checkpoints.values() if c.id not in self.removed),
+            checkpoints=tuple(self._checkpoints()),
             packages=self.packages,
             stop=self.stop,
             problems=tuple(self.problems),

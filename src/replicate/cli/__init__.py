@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "du": "Show how many bytes the experiments take.",
     "gc": "Remove what no experiment needs any more.",
     "verify": "Check that everything that was saved can be had back.",
+    "recover": "Finish saving what a run had not saved when it was cut off.",
 }
 ALIASES: Mapping[str, str] = {"list": "ls", "delete": "rm"}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from replicate.maintenance.gc import Collected, collect
     from replicate.maintenance.presence import announced
-    from replicate.maintenance.references import Holder
+    from replicate.maintenance.references import Holder, objects_of
     from replicate.maintenance.removal import (
         RemovalPlan,
         Removed,
@@ -35,6 +35,7 @@ __all__ = [
     "collect",
     "delete_experiments",
     "measure",
+    "objects_of",
     "plan_removal",
     "remove",
     "silent",
@@ -43,7 +44,7 @@ __all__ = [
 _HOMES = {
     "gc": ("Collected", "collect"),
     "presence": ("announced",),
-    "references": ("Holder",),
+    "references": ("Holder", "objects_of"),
     "removal": ("RemovalPlan", "Removed", "delete_experiments", "plan_removal", "remove"),
     "usage": ("ExperimentUsage", "Usage", "measure"),
     "verify": ("Damage", "Progress", "Verification", "check", "silent"),

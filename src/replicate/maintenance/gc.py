@@ -57,6 +57,7 @@ class Collected:
 class _Marked:
     """What was seen while the references were followed."""
 
+    recording: str | None = None
     running: bool = False
     deleted: list[str] = field(default_factory=list)
     expired: list[Backup] = field(default_factory=list)
@@ -69,23 +70,25 @@ def collect(
     dry_run: bool = False,
     among: Collection[str] | None = None,
     grace: float | None = None,
+    recording: str | None = None,
 ) -> Collected:
     """Remove every object, or those of `among`, that nothing refers to and that is old enough.
 
     `grace` is how old, in seconds; by default GRACE, or 0 when nobody else can be writing. What a
-    writer stores or touches meanwhile stays. Raises DamagedError, with nothing removed, when
-    something that may refer to objects cannot be read.
+    writer stores or touches meanwhile stays. `recording` is the experiment that the caller itself
+    records; it must not store anything until this returns. Raises DamagedError, with nothing
+    removed, when something that may refer to objects cannot be read.
     """
     backend = repository.backend
     # The order matters. Whoever writes without having been seen starts after `start`, so all that
     # they store or touch is younger. And what is copied into the repository, with times that are
     # older, comes after the listing.
     start = backend.clock()
-    writers = somebody_may_write(repository)
+    writers = somebody_may_write(repository, but=recording)
     candidates: dict[str, list[Stat]] = defaultdict(list)
     for name, stat in stored(repository, among):
         candidates[name].append(stat)
-    marked = _mark(repository, candidates, start)
+    marked = _mark(repository, candidates, start, recording)
     _refuse_damage(repository, marked.problems)
     longest = GRACE if grace is None else grace
     kept_for = longest if grace is not None or writers or marked.running else 0.0
@@ -109,9 +112,14 @@ def collect(
     )
 
 
-def _mark(repository: Repository, candidates: dict[str, list[Stat]], start: float) -> _Marked:
+def _mark(
+    repository: Repository,
+    candidates: dict[str, list[Stat]],
+    start: float,
+    recording: str | None,
+) -> _Marked:
     """Take all that is referred to away from `candidates`."""
-    marked = _Marked()
+    marked = _Marked(recording)
     unreadable: dict[str, str] = {}
     for reference, tree in trees(repository, _needed(repository, marked, start)):
         for name in objects(reference.tree, tree):
@@ -127,7 +135,8 @@ def _mark(repository: Repository, candidates: dict[str, list[Stat]], start: floa
 def _needed(repository: Repository, marked: _Marked, start: float) -> Iterator[Reference]:
     for record in records(repository):
         # Also of a deleted one: that its run goes on storing things shows that somebody writes.
-        marked.running = marked.running or record.status is Status.RUNNING
+        if record.id != marked.recording:
+            marked.running = marked.running or record.status is Status.RUNNING
         if record.deleted:
             if record.status is not Status.RUNNING:
                 marked.deleted.append(record.id)

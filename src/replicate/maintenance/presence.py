@@ -36,14 +36,17 @@ def announced(repository: Repository) -> Iterator[None]:
         spool.destroy()
 
 
-def somebody_may_write(repository: Repository) -> bool:
-    """Whether a process may have stored objects that nothing refers to yet.
+def somebody_may_write(repository: Repository, but: str | None = None) -> bool:
+    """Whether a process may have stored objects that nothing refers to yet. `but` is the
+    experiment that the caller records itself, which knows what it stores.
 
     A run has its heartbeat only after it has stored its code, so the heartbeats do not settle it.
     Where the spool is not in the repository nobody can tell what other machines do.
     """
     root = _spools(repository)
-    return root is None or any(_is_locked(spool) for spool in all_spools(root))
+    return root is None or any(
+        _is_locked(spool) for spool in all_spools(root) if spool.experiment != but
+    )
 
 
 def has_spool(repository: Repository, experiment: str) -> bool:

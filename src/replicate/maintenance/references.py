@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from replicate.backends.base import Stat
 from replicate.backends.files import several
+from replicate.backends.local import LocalBackend
 from replicate.blobs import blob_key, tree_key
 from replicate.compression import SUFFIXES
 from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
@@ -113,7 +114,7 @@ def trees(
     def read(reference: Reference) -> tuple[Reference, Tree | Unreadable]:
         return reference, read_tree(repository, reference.tree)
 
-    return in_parallel(read, _distinct(needed))
+    return each(repository, read, _distinct(needed))
 
 
 def read_tree(repository: Repository, hash: str) -> Tree | Unreadable:
@@ -140,6 +141,14 @@ def objects(hash: str, tree: Tree | Unreadable) -> set[str]:
     return names
 
 
+def objects_of(hash: str, repository: Repository) -> set[str]:
+    """`objects` of the tree with this hash, as it is in the repository."""
+    try:
+        return objects(hash, repository.tree(hash))
+    except (DamagedError, UnsafeTreeError):
+        return {tree_key(hash)}
+
+
 def stored(
     repository: Repository, among: Collection[str] | None = None
 ) -> Iterator[tuple[str, Stat]]:
@@ -160,6 +169,16 @@ def object_of(key: str) -> str | None:
     if found := _BLOB.fullmatch(key):
         return blob_key(found["hash"])
     return key if _TREE.fullmatch(key) else None
+
+
+def each(repository: Repository, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` of each item, in their order, where it reads a little from the repository.
+
+    Threads help where that means waiting. Small files on a disk they read five times slower: 400
+    against 80 microseconds for a tree, because its JSON is decoded under the interpreter's lock.
+    """
+    is_local = isinstance(repository.backend, LocalBackend)
+    return map(work, items) if is_local else in_parallel(work, items)
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

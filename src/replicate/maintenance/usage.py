@@ -11,7 +11,7 @@ from replicate.maintenance.references import (
     Reference,
     Unreadable,
     backups,
-    in_parallel,
+    each,
     objects,
     read_tree,
     records,
@@ -82,6 +82,7 @@ class _Counting:
     """The sizes of all objects, and who needs each: an experiment's id, or `_SEVERAL`."""
 
     def __init__(self, repository: Repository) -> None:
+        self._repository = repository
         self.sizes: Counter[str] = Counter()
         for name, stat in stored(repository):
             self.sizes[name] += stat.size
@@ -99,7 +100,7 @@ class _Counting:
         times = Counter(reference.tree for reference in needed)
         held: set[str] = set()
         logical = 0
-        for hash, tree in zip(times, in_parallel(self._read, times), strict=True):
+        for hash, tree in zip(times, each(self._repository, self._read, times), strict=True):
             held |= objects(hash, tree)
             if isinstance(tree, Tree):
                 logical += times[hash] * tree.size

@@ -278,17 +278,21 @@ class Experiment:
         step: int | float | None = None,
         metrics: Mapping[str, Any] | None = None,
         primary_metric: tuple[str, str] | None = None,
+        wait: bool = False,
     ) -> None:
         """Save a version of the outputs: the files at `path` and the metrics they gave.
 
         `path` is a file, a directory, or a list of them, relative to where the script runs; they
         may be changed as soon as this returns. `step` counts by itself when it is left out.
-        `primary_metric` is a metric's name and "minimize" or "maximize".
+        `primary_metric` is a metric's name and "minimize" or "maximize". With `wait` it returns
+        only when the repository has it all.
 
         Never raises and never stops a run: what cannot be saved is reported, and the rest is.
         """
         if self._recording is not None:
             self._recording.checkpoint(path, step, metrics, primary_metric)
+            if wait:
+                self._recording.wait()
 
     def wait(self) -> bool:
         """Return when all that was recorded is in the repository; False when it cannot be."""

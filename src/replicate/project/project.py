@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,9 @@ from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.experiments import Experiment, Experiments
 from replicate.project.recording import Paths, start, unrecorded
 from replicate.recorder.client import live_recorders
+from replicate.recorder.recovery import recover
 from replicate.repository import Repository
+from replicate.spool import spool_root
 from replicate.tree import reader
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Project:
         tags: Sequence[str] = (),
         notes: str | None = None,
         group: str | None = None,
+        keep: Mapping[str, int] | None = None,
         report: Callable[[str], None],
     ) -> Experiment:
         """Start to record this run; see `replicate.init`. `report` is told what a person should
@@ -74,7 +77,7 @@ class Project:
         if self.config.disabled or config.rank() > 0:
             return Experiment(unrecorded(self.config, params), self.repository)
         labels: Mapping[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
-        recording = start(self.config, self.repository, path, params, labels, report)
+        recording = start(self.config, self.repository, path, params, labels, keep, report)
         return Experiment(recording.record, self.repository, recording)
 
     @cached_property
@@ -134,6 +137,11 @@ class Project:
             return Picked(found, best, "best")
         latest = found.latest()
         return Picked(found, latest, "latest" if latest else "none")
+
+    def recover(self) -> Iterator[str]:
+        """Save what runs that were cut off have left in the spool; yield what was done."""
+        if self.repository.exists():
+            yield from recover(self.repository, spool_root(self.repository.url))
 
     # ------------------------------------------------------------ comparing
 

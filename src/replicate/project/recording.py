@@ -7,13 +7,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from replicate import ignore, process
 from replicate.backends.local import LocalBackend
-from replicate.config import Config
+from replicate.config import Config, Keep, parse_keep
 from replicate.errors import ReplicateError, UsageError
 from replicate.model import (
     CheckpointRecord,
@@ -45,6 +45,7 @@ def start(
     path: Paths,
     params: object,
     labels: Mapping[str, Any],
+    keep: Mapping[str, int] | None,
     report: Report,
 ) -> Recording:
     """Begin to record a run: every mistake in the set-up is an error here, and none later.
@@ -74,11 +75,13 @@ def start(
     compress = config.compression == "zstd" or (
         config.compression == "auto" and not isinstance(repository.backend, LocalBackend)
     )
+    kept = config.keep if keep is None else _checked_keep(keep)
     settings = {
         "repository": repository.url,
         "directory": str(config.directory),
         "compress": compress,
         "max_pending": config.max_pending,
+        "keep": kept and asdict(kept),
     }
     recorder = Recorder(repository, Spool(spools / record.id), settings, report)
     modules = process.imported_modules(sys.modules)
@@ -113,6 +116,13 @@ def _checked_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
         raise UsageError(f"tags must be a list of texts, not {tags!r}")
     return {**labels, "tags": tuple(tags)}
+
+
+def _checked_keep(keep: Mapping[str, int]) -> Keep:
+    try:
+        return parse_keep(keep)
+    except ValueError as error:
+        raise UsageError(f"keep must be {error}, not {keep!r}") from None
 
 
 def _remarks(config: Config, listing: Listing | None) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakSet
 
 from replicate.backends.base import Content
+from replicate.config import Keep
 from replicate.errors import StorageError
 from replicate.model import CheckpointRecord, ExperimentRecord, Stop, Value
 from replicate.recorder import capture
@@ -130,6 +131,8 @@ class Recorder:
 
     def wait(self) -> bool:
         """Return when all is in the repository (True), or cannot be brought there (False)."""
+        if self.stopped:
+            return not self._kept
         saved = [False]
         with self._guarded("what is pending"):
             saved = [self._wait()]
@@ -274,8 +277,12 @@ class Recorder:
         from replicate.recorder.commit import Committer
         from replicate.recorder.foreground import Foreground
 
-        compress = bool(self._settings["compress"])
-        committer = Committer(self._repository, self._spool, compress=compress)
+        committer = Committer(
+            self._repository,
+            self._spool,
+            compress=self._settings["compress"],
+            keep=self._settings["keep"] and Keep(**self._settings["keep"]),
+        )
         self._saver = Foreground(committer, Path(self._settings["directory"]))
 
     def _notify(self) -> None:

@@ -16,11 +16,13 @@ from typing import Any
 
 from replicate import environment
 from replicate.blobs import Batch
+from replicate.config import Keep
 from replicate.errors import DamagedError, StorageError, UnsafeTreeError, UsageError
 from replicate.model import Status, Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
-from replicate.records import decode_experiment, decode_time, new_id, now
+from replicate.recorder.retention import Retention
+from replicate.records import decode_checkpoint, decode_experiment, decode_time, new_id, now
 from replicate.repository import JournalWriter, Repository
 from replicate.spool import Job, Spool, mapped
 from replicate.tree import Source, add_tree
@@ -61,12 +63,14 @@ class Committer:
         spool: Spool,
         *,
         compress: bool = False,
+        keep: Keep | None = None,
         await_copy: AwaitCopy = _nobody_copies,
     ) -> None:
         self._repository = repository
         self._await_copy = await_copy
         self._spool = spool
         self._compress = compress
+        self._retention = Retention(repository, spool.experiment, keep) if keep else None
         self._journal: JournalWriter | None = None
         #: Whether experiment.json is there, without which nobody should write anything else.
         self.created = repository.has(spool.experiment)
@@ -200,6 +204,21 @@ class Committer:
             events += [("problem", now(), {"message": p}) for p in draft.problems]
         self.created = self.created or bool(events)
         self.record(*events)
+        if self._retention is not None:
+            self._drop(self._retention, events)
+
+    def _drop(self, retention: Retention, events: list[Event]) -> None:
+        """Let go of the files that `keep` does not name, now that these events are committed."""
+        id = self._spool.experiment
+        made = [event for event in events if event[0] == "checkpoint"]
+        dropped = retention.add([decode_checkpoint(id, time, data) for _, time, data in made])
+        if dropped:
+            self.record(("drop", now(), {"checkpoints": dropped}))
+
+    def free(self, *, all: bool = False) -> None:
+        """Give back the space of what was dropped, once that is worth the time, or `all` of it."""
+        if self._retention is not None:
+            self._retention.free(all=all)
 
     def _create(self, draft: _Draft, outcome: Mapping[str, Any], directory: Path | None) -> None:
         record = decode_experiment(draft.header["record"].encode(), "the spooled experiment")

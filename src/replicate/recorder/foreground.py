@@ -24,6 +24,7 @@ class Foreground:
         self._trouble = None
         try:
             problems = list(self._committer.commit(self._directory))
+            self._committer.free()
             if time.monotonic() - self._last_beat >= INTERVAL:
                 self._committer.beat(INTERVAL)
                 self._last_beat = time.monotonic()
@@ -39,3 +40,4 @@ class Foreground:
     def close(self, *, at_exit: bool) -> None:
         with suppress(ReplicateError):
             self._committer.beat(INTERVAL)
+            self._committer.free(all=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from replicate.backends.location import open_backend
+from replicate.config import Keep
 from replicate.errors import ReplicateError, StorageError
 from replicate.model import Status
 from replicate.recorder import capture
@@ -48,6 +49,7 @@ class Helper:
             Repository(backend),
             self._spool,
             compress=settings["compress"],
+            keep=settings["keep"] and Keep(**settings["keep"]),
             await_copy=self._await_copy,
         )
         self._number: int = settings["number"]
@@ -78,6 +80,7 @@ class Helper:
             if trouble is None:
                 if self._committer.pending:
                     continue
+                self._free(all=gone)
                 if gone:
                     self._finish()
                     return
@@ -105,6 +108,12 @@ class Helper:
             self._report(f"{error} The run goes on; saving is tried again.")
             return str(error)
         return None
+
+    def _free(self, *, all: bool) -> None:
+        try:
+            self._committer.free(all=all)
+        except ReplicateError as error:
+            self._report(f"The files of dropped checkpoints still take space: {error}")
 
     # ------------------------------------------------------------ the end
 
@@ -147,7 +156,7 @@ class Helper:
         except OSError:
             pass  # the trainer's end of the socket is gone
         except Exception:
-            traceback.print_exc()  # to the log in the spool; the trainer sees the socket end
+            _log_error()  # the trainer sees the socket end
             os._exit(1)
         while not has_ended(self._watch, self._pid):
             select.select([] if self._watch is None else [self._watch], [], [], 1.0)
@@ -190,7 +199,7 @@ class Helper:
         try:
             capture.finish(descriptor, target, capture.FileState(*message["state"]))
         except StorageError:
-            traceback.print_exc()  # the committer finds it missing, and says what that means
+            _log_error()  # the committer finds it missing, and says what that means
         with self._copies:
             self._copied.add(target)
             self._copies.notify_all()
@@ -220,6 +229,12 @@ class Helper:
     def _send(self, message: Mapping[str, Any]) -> None:
         with suppress(OSError):  # the trainer is gone; the journal has what it should know
             self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _log_error() -> None:
+    """Write the exception to the log in the spool; a full disk must not end who writes it."""
+    with suppress(OSError):
+        traceback.print_exc()
 
 
 def main() -> None:

@@ -1,0 +1,68 @@
+"""Which checkpoints of a run keep their files, decided as it goes. Their metrics always stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from replicate.config import Keep
+from replicate.maintenance import collect, objects_of
+from replicate.model import CheckpointRecord, ranking
+from replicate.repository import Repository
+
+#: Following all references takes time, so space is freed when this much waits, and at the end
+#: (bytes, as they were when saved).
+_WORTH_COLLECTING = 64 << 20
+
+
+def to_drop(keep: Keep, checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
+    """The checkpoints whose files `keep` does not name, and that still have them.
+
+    The latest one always keeps its files. While none has a value of the primary metric, `best`
+    cannot tell which to let go, and all stay.
+    """
+    ranked = ranking(checkpoints)
+    if keep.best is not None and not ranked:
+        return []
+    kept = {c.id for c in checkpoints[-(keep.last or 1) :]}
+    kept |= {c.id for c in ranked[: keep.best or 0]}
+    if keep.every is not None:
+        kept |= {c.id for c in checkpoints if c.step is not None and c.step % keep.every == 0}
+    return [c for c in checkpoints if c.tree is not None and c.id not in kept]
+
+
+class Retention:
+    """Applies `keep` to one run that this process records."""
+
+    def __init__(self, repository: Repository, experiment: str, keep: Keep) -> None:
+        self._repository = repository
+        self._experiment = experiment
+        self._keep = keep
+        self._checkpoints: dict[str, CheckpointRecord] = {}
+        self._doomed: set[str] = set()
+        self._waiting = 0
+        if repository.has(experiment):  # a helper that died has begun
+            record = repository.experiment(experiment)
+            self._checkpoints = {c.id: c for c in record.checkpoints}
+
+    def add(self, checkpoints: Sequence[CheckpointRecord]) -> list[str]:
+        """Take note of new checkpoints; return the ids of those whose files are to go now."""
+        for checkpoint in checkpoints:
+            self._checkpoints.setdefault(checkpoint.id, checkpoint)
+        dropped = to_drop(self._keep, list(self._checkpoints.values()))
+        for checkpoint in dropped:
+            assert checkpoint.tree is not None
+            self._doomed |= objects_of(checkpoint.tree, self._repository)
+            self._waiting += checkpoint.stored or 0
+            # Its tree is forgotten only here: `to_drop` must not name it twice.
+            self._checkpoints[checkpoint.id] = replace(checkpoint, tree=None, dropped=True)
+        return [c.id for c in dropped]
+
+    def free(self, *, all: bool = False) -> None:
+        """Remove what only dropped checkpoints needed, once that is worth the time, or `all`.
+
+        What another run may be about to use stays for a later collection. Raises DamagedError.
+        """
+        if self._doomed and (all or self._waiting >= _WORTH_COLLECTING):
+            doomed, self._doomed, self._waiting = self._doomed, set(), 0
+            collect(self._repository, among=doomed, recording=self._experiment)
