@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -24,7 +23,7 @@ from replicate.model import (
 from replicate.project import checkouts
 from replicate.project.recording import UNRECORDED, Paths, Recording
 from replicate.repository import Repository
-from replicate.tree import Entry, reader
+from replicate.tree import Entry, open_entry
 
 
 class Checkpoint:
@@ -67,10 +66,11 @@ class Checkpoint:
         return self.record.primary_metric
 
     def open(self, path: str | None = None) -> BinaryIO:
-        """One of the checkpoint's files, or of the experiment's code, verified and open to read.
+        """One of the checkpoint's files, or of the experiment's code, open to read and to seek in.
 
-        `path` may be left out when the checkpoint has one file. Raises NotFoundError when there is
-        no such file, and DamagedError when its bytes are not what was saved.
+        Only what is read is fetched. `path` may be left out when the checkpoint has one file.
+        Raises NotFoundError when there is no such file; reading raises DamagedError when bytes
+        are not what was saved.
         """
         files: dict[str, Entry] = {}
         for tree in (self._experiment.tree, self.record.tree):
@@ -83,7 +83,7 @@ class Checkpoint:
                 f"Checkpoint {self.short_id} has no file {name!r}",
                 hint=f"It has {', '.join(sorted(own)) or 'no files'}.",
             )
-        return io.BytesIO(reader(self._repository.backend, files[name])())
+        return open_entry(self._repository.backend, files[name])
 
     def checkout(self, directory: str | os.PathLike[str]) -> None:
         """Write the experiment's code and this checkpoint's files into `directory`.

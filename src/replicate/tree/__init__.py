@@ -3,6 +3,7 @@ goes from files to a tree, `checkout` from a tree to files."""
 
 from replicate.tree.checkout import Staged, reader, same_file, stage
 from replicate.tree.manifest import Entry, Tree, decode_tree, encode_tree, read_tree, validate
+from replicate.tree.reading import open_entry
 from replicate.tree.snapshot import Listing, Selected, Source, add_tree, relative, select
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "add_tree",
     "decode_tree",
     "encode_tree",
+    "open_entry",
     "read_tree",
     "reader",
     "relative",
