@@ -1,0 +1,288 @@
+"""Real training scripts are killed at random moments, and disks fill up: what a call has returned
+from is there afterwards, and what is listed is whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+import replicate
+from conftest import ProjectDirectory, linux
+from replicate.errors import RepositoryError
+from replicate.model import CheckpointRecord, ExperimentRecord, Status
+from replicate.recorder.recovery import recover
+from replicate.spool import spool_root
+from replicate.tree import reader
+
+KILLS_IN_A_PROJECT = 5
+
+SCRIPT = """
+    import os, sys, replicate
+    from blake3 import blake3
+
+    def write(path, content):
+        with open(path, "wb") as file:
+            file.write(content)
+
+    run, steps = sys.argv[1], int(sys.argv[2])
+    os.makedirs(f"{run}/several", exist_ok=True)
+    experiment = replicate.init(path=None, params={"run": run})
+    print("started", flush=True)
+    for step in range(steps):
+        write(f"{run}/small", b"small %d" % step)
+        write(f"{run}/large", blake3(b"large %d" % step).digest(300_000))
+        for name in "ab":
+            write(f"{run}/several/{name}", b"%s %d" % (name.encode(), step))
+        experiment.checkpoint([f"{run}/small", f"{run}/large", f"{run}/several"], step=step)
+        print(step, flush=True)
+"""
+
+
+def expected_files(run: str, step: int) -> dict[str, bytes]:
+    """What the script had written when it called checkpoint()."""
+    return {
+        f"{run}/small": b"small %d" % step,
+        f"{run}/large": blake3(b"large %d" % step).digest(300_000),
+        f"{run}/several/a": b"a %d" % step,
+        f"{run}/several/b": b"b %d" % step,
+    }
+
+
+def saved_files(project: ProjectDirectory, checkpoint: CheckpointRecord) -> dict[str, bytes]:
+    """What a checkpoint's tree holds, verified."""
+    repository = project.open().repository
+    assert checkpoint.tree is not None
+    tree = repository.tree(checkpoint.tree)
+    return {path: reader(repository.backend, e)() for path, e in tree.files.items()}
+
+
+class Killed:
+    """A run that was killed, and how far it had come."""
+
+    def __init__(self, run: str, returned: list[int]) -> None:
+        self.run = run
+        self.returned = returned
+
+    def record(self, project: ProjectDirectory) -> ExperimentRecord | None:
+        """Its experiment; None when it was killed before init() had returned."""
+        found = [r for r in project.records() if r.params["run"] == self.run]
+        return found[0] if found else None
+
+
+def run_and_kill(
+    project: ProjectDirectory, random: random.Random, run: str, victims: str, steps: int
+) -> Killed:
+    """Run the script; after a random number of its lines, and a moment more, kill."""
+    process = project.start(SCRIPT, run, str(steps))
+    assert process.stdout is not None
+    seen = [process.stdout.readline() for _ in range(random.randrange(1, 12))]
+    helpers = project.helpers()
+    for _ in range(random.randrange(200_000)):
+        pass  # the script is somewhere between two lines
+    order = [*helpers] if victims != "trainer" else []
+    order += [process.pid] if victims != "helper" else []
+    random.shuffle(order)
+    for pid in order:
+        os.kill(pid, signal.SIGKILL)
+    rest = process.stdout.read()  # not by communicate(), which knows nothing of what is buffered
+    process.wait()
+    assert process.stderr is not None and "Traceback" not in process.stderr.read()
+    lines = [line for line in "".join([*seen, rest]).splitlines() if line.isdigit()]
+    return Killed(run, [int(line) for line in lines])
+
+
+@linux
+@pytest.mark.parametrize("seed", range(4))
+def test_after_a_kill_of_the_script_all_that_was_saved_is_there(
+    project: ProjectDirectory, seed: int
+) -> None:
+    moments = random.Random(f"trainer {seed}")
+    for number in range(KILLS_IN_A_PROJECT):
+        killed = run_and_kill(project, moments, f"run{number}", "trainer", 10_000)
+        record = killed.record(project)
+        assert record is not None
+        assert record.status is Status.KILLED
+        assert (record.problems, record.damage) == ((), ())
+        steps = [c.step for c in record.checkpoints]
+        assert steps == list(range(len(steps)))
+        assert set(killed.returned) <= set(steps)
+        for checkpoint in record.checkpoints:
+            expected = expected_files(killed.run, int(checkpoint.step or 0))
+            assert saved_files(project, checkpoint) == expected
+
+
+@linux
+@pytest.mark.parametrize("seed", range(3))
+def test_after_a_kill_of_the_helper_the_run_goes_on_and_is_saved_whole(
+    project: ProjectDirectory, seed: int
+) -> None:
+    moments = random.Random(f"helper {seed}")
+    for number in range(KILLS_IN_A_PROJECT):
+        killed = run_and_kill(project, moments, f"run{number}", "helper", 15)
+        record = killed.record(project)
+        assert record is not None
+        assert record.status is Status.FINISHED
+        assert killed.returned == [c.step for c in record.checkpoints] == list(range(15))
+        assert record.damage == ()
+        for checkpoint in record.checkpoints:
+            assert_whole_or_said(project, killed, record, checkpoint)
+
+
+@linux
+@pytest.mark.parametrize("seed", range(4))
+def test_after_a_kill_of_both_the_next_run_finishes_what_was_left(
+    project: ProjectDirectory, seed: int
+) -> None:
+    moments = random.Random(f"both {seed}")
+    for number in range(KILLS_IN_A_PROJECT):
+        killed = run_and_kill(project, moments, f"run{number}", "both", 10_000)
+        project.wait_for_helpers()  # until the kernel has ended them
+        repository = project.open().repository
+        list(recover(repository, spool_root(repository.url)))
+        record = killed.record(project)
+        assert record is not None
+        assert record.damage == ()
+        assert project.spools() == []
+        steps = [c.step for c in record.checkpoints]
+        assert steps == list(range(len(steps)))
+        assert set(killed.returned) <= set(steps)
+        for checkpoint in record.checkpoints:
+            assert_whole_or_said(project, killed, record, checkpoint)
+
+
+def assert_whole_or_said(
+    project: ProjectDirectory,
+    killed: Killed,
+    record: ExperimentRecord,
+    checkpoint: CheckpointRecord,
+) -> None:
+    """Its files are what they were. A large one that the helper was still copying when it was
+    killed, and that the script has overwritten since, may be missing: then a problem says so."""
+    expected = expected_files(killed.run, int(checkpoint.step or 0))
+    found = saved_files(project, checkpoint)
+    if f"{killed.run}/large" not in found:
+        assert any(f"{killed.run}/large" in problem for problem in record.problems)
+        del expected[f"{killed.run}/large"]
+    assert found == expected
+
+
+# ------------------------------------------------------------ disks
+
+
+def test_a_full_disk_is_said_once_and_does_not_stop_the_run(
+    project: ProjectDirectory, small_disk: Path
+) -> None:
+    repository = small_disk / "repository"
+    process = project.start(
+        """
+        import os, sys, replicate
+        experiment = replicate.init(path=None)
+        experiment.checkpoint(metrics={"i": 0})
+        experiment.wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for i in range(1, 6):
+            open("m", "wb").write(os.urandom(200_000))
+            experiment.checkpoint("m", metrics={"i": i})
+        print("trained", flush=True)
+        sys.stdin.readline()
+        experiment.checkpoint("m", metrics={"i": 6})
+        """,
+        REPLICATE_REPOSITORY=str(repository),
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    fill(small_disk / "ballast")
+    process.stdin.write("the disk is full\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "trained\n"
+    (small_disk / "ballast").unlink()
+    _, errors = process.communicate("there is room again\n")
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert errors.count("Cannot write into") == 1
+    opened = replicate.Project(repository)
+    (record,) = opened.records()
+    assert [c.metrics["i"] for c in record.checkpoints] == [0, 1, 2, 3, 4, 5, 6]
+    assert record.problems and record.damage == ()
+    assert record.checkpoints[-1].tree is not None
+    for checkpoint in record.checkpoints:
+        if checkpoint.tree is not None:
+            for entry in opened.repository.tree(checkpoint.tree).entries:
+                assert len(reader(opened.repository.backend, entry)()) == 200_000
+
+
+def fill(ballast: Path) -> None:
+    """Take all the space of a disk."""
+    with open(ballast, "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                continue
+
+
+def test_init_names_a_repository_that_cannot_be_written(
+    project: ProjectDirectory, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    directory = read_only_directory(tmp_path, request)
+    done = project.run(
+        "import replicate; replicate.init()",
+        expect=1,
+        REPLICATE_REPOSITORY=str(directory / "repository"),
+    )
+    assert str(directory) in done.stderr
+    assert "StorageError" in done.stderr.splitlines()[-2] + done.stderr.splitlines()[-1]
+
+
+def read_only_directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A directory that nobody may write to, root included."""
+    if os.geteuid() == 0:
+        mount: Path = request.getfixturevalue("small_disk")
+        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+        return mount
+    directory = tmp_path / "read only"
+    directory.mkdir()
+    directory.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("description", "said"),
+    [
+        ('{"format": "replicate", "version": 2, "requires": []}', "version 2"),
+        ('{"format": "replicate", "version": 1, "requires": ["packs"]}', "packs"),
+        ('{"format": "replic', "damaged"),
+        ("", "damaged"),
+        ('{"format": "other", "version": 1, "requires": []}', "other"),
+        ("[1, 2]", "damaged"),
+        ('{"format": "replicate", "version": 1, "requires": 3}', "damaged"),
+    ],
+)
+def test_a_repository_that_this_version_cannot_read_is_left_alone(
+    project: ProjectDirectory, description: str, said: str
+) -> None:
+    project.write(".replicate/repository.json", description)
+    for use in (replicate.init, replicate.experiments.list):
+        with pytest.raises(RepositoryError, match=said):
+            use()
+    assert (project.repository / "repository.json").read_text() == description
+    assert [p.name for p in project.repository.iterdir()] == ["repository.json"]
+
+
+def test_a_missing_repository_json_is_not_taken_for_an_empty_repository(
+    project: ProjectDirectory,
+) -> None:
+    project.run("import replicate; replicate.init()")
+    project.wait_for_helpers()
+    (project.repository / "repository.json").unlink()
+    with pytest.raises(RepositoryError, match=r"repository\.json is missing"):
+        replicate.experiments.list()

@@ -1,0 +1,165 @@
+"""What a run had spooled and could not save: the next run in the project saves it, once, and says
+what was lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from conftest import ProjectDirectory, linux
+from replicate.model import ExperimentRecord
+from replicate.recorder.recovery import recover
+from replicate.spool import spool_root
+
+pytestmark = linux
+
+
+def run_until_the_machine_stops(project: ProjectDirectory) -> Path:
+    """A run whose five checkpoints lie in the spool when all its processes end; the spool."""
+    process = project.start("""
+        import sys, replicate
+        experiment = replicate.init(path=None)
+        experiment.wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for i in range(5):
+            open("m", "w").write(f"version {i}")
+            experiment.checkpoint("m", metrics={"i": i})
+        print("spooled", flush=True)
+        sys.stdin.read()
+    """)
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    (helper,) = project.helpers()
+    os.kill(helper, signal.SIGSTOP)
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "spooled\n"
+    os.kill(helper, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    project.wait_for_helpers()
+    (spool,) = project.spools()
+    assert len(list(spool.glob("*.job"))) == 5
+    return spool
+
+
+def recovered(project: ProjectDirectory) -> tuple[list[str], ExperimentRecord]:
+    repository = project.open().repository
+    said = list(recover(repository, spool_root(repository.url)))
+    (record,) = repository.experiments()
+    return said, record
+
+
+def steps(record: ExperimentRecord) -> list[object]:
+    return [c.metrics["i"] for c in record.checkpoints]
+
+
+def test_the_next_run_saves_what_was_left_and_says_so(
+    project: ProjectDirectory, tmp_path: Path
+) -> None:
+    run_until_the_machine_stops(project)
+    before = project.open().records()[0]
+    assert before.checkpoints == ()
+    done = project.run("import replicate; replicate.init(path=None)")
+    assert f"Experiment {before.id[:7]} was cut off" in done.stderr
+    first, _ = project.records()
+    assert first.id == before.id
+    assert steps(first) == [0, 1, 2, 3, 4]
+    assert project.files_of(first.checkpoints[3].id, tmp_path / "out") == {"m": b"version 3"}
+    assert project.spools() == []
+
+
+def test_recovering_again_changes_nothing(project: ProjectDirectory) -> None:
+    run_until_the_machine_stops(project)
+    said, first = recovered(project)
+    assert len(said) == 1
+    said, second = recovered(project)
+    assert said == []
+    assert second.checkpoints == first.checkpoints
+
+
+def test_jobs_that_were_saved_but_not_yet_removed_are_not_saved_twice(
+    project: ProjectDirectory, tmp_path: Path
+) -> None:
+    spool = run_until_the_machine_stops(project)
+    shutil.copytree(spool, tmp_path / "copy")
+    _, first = recovered(project)
+    shutil.copytree(tmp_path / "copy", spool)
+    _, second = recovered(project)
+    assert [c.id for c in second.checkpoints] == [c.id for c in first.checkpoints]
+    assert [c.tree for c in second.checkpoints] == [c.tree for c in first.checkpoints]
+    assert second.damage == ()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "flipped"])
+def test_a_job_of_which_a_crash_has_left_a_part_is_said_to_be_lost_and_the_others_are_saved(
+    project: ProjectDirectory, damage: str
+) -> None:
+    spool = run_until_the_machine_stops(project)
+    job = sorted(spool.glob("*.job"))[2]
+    content = bytearray(job.read_bytes())
+    if damage == "flipped":
+        content[-1] ^= 1
+    job.write_bytes({"cut off": content[:-3], "empty": b"", "flipped": content}[damage])
+    said, record = recovered(project)
+    assert steps(record) == [0, 1, 3, 4]
+    assert any("lost" in sentence for sentence in said)
+    assert any("lost" in problem for problem in record.problems)
+    assert project.spools() == []
+
+
+def test_a_job_that_was_still_being_written_is_no_job(project: ProjectDirectory) -> None:
+    spool = run_until_the_machine_stops(project)
+    (spool / "000000000099-1.tmp").write_bytes(b'{"kind": "checkpoint"')
+    _, record = recovered(project)
+    assert steps(record) == [0, 1, 2, 3, 4]
+    assert record.problems == ()
+    assert project.spools() == []
+
+
+def test_a_run_that_goes_on_is_left_alone(project: ProjectDirectory) -> None:
+    process = project.start("""
+        import sys, replicate
+        experiment = replicate.init(path=None)
+        experiment.checkpoint(metrics={"i": 0})
+        print("ready", flush=True)
+        sys.stdin.readline()
+        experiment.checkpoint(metrics={"i": 1})
+    """)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    repository = project.open().repository
+    assert list(recover(repository, spool_root(repository.url))) == []
+    assert len(project.spools()) == 1
+    process.communicate("go on\n")
+    assert steps(project.record()) == [0, 1]
+
+
+def test_a_run_whose_script_is_gone_is_left_to_its_helper(project: ProjectDirectory) -> None:
+    process = project.start("""
+        import sys, replicate
+        experiment = replicate.init(path=None)
+        experiment.wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        experiment.checkpoint(metrics={"i": 0})
+        print("spooled", flush=True)
+        sys.stdin.readline()
+    """)
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    (helper,) = project.helpers()
+    os.kill(helper, signal.SIGSTOP)
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "spooled\n"
+    process.kill()
+    process.wait()
+    repository = project.open().repository
+    assert list(recover(repository, spool_root(repository.url))) == []
+    os.kill(helper, signal.SIGCONT)
+    assert steps(project.record()) == [0]
