@@ -36,8 +36,8 @@ from saving import Run, age, broken, local, objects, store
 
 # ------------------------------------------------------------ every order of steps
 
-#: The moments of a collection at which a writer may do something: before it begins, before it
-#: lists, marks and removes, and after it. A writer stores at one, and commits at the same or later.
+#: The moments of a collection at which a writer may do something: before it reads the clock,
+#: lists, marks and removes, and after all. A writer stores at one, and commits there or later.
 BEFORE, LISTING, MARKING, REMOVING, AFTER = range(5)
 ORDERS = list(combinations_with_replacement(range(5), 2))
 FILES = {"model.pth": b"weights"}
@@ -87,6 +87,10 @@ class GatedLocal(LocalBackend):
     def __init__(self, root: Path, gates: Gates) -> None:
         super().__init__(root)
         self.gates = gates
+
+    def clock(self) -> float:
+        self.gates.open(BEFORE)
+        return super().clock()
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         self.gates.open({"blobs/": LISTING, "experiments/": MARKING}.get(prefix, -1))
@@ -186,7 +190,6 @@ def play_without_grace(directory: Path, order: Order, *, announce: bool) -> bool
 
         for moment, action in zip(order, (stores, commits), strict=True):
             gates.actions.setdefault(moment, []).append(action)
-        gates.open(BEFORE)
         collect(repository)
         for moment in (LISTING, MARKING, REMOVING, AFTER):
             gates.open(moment)

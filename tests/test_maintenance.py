@@ -5,14 +5,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from backend_contract import next_tick
+from replicate.backends.base import Content, Stat
+from replicate.backends.local import LocalBackend
 from replicate.backends.memory import MemoryBackend
 from replicate.errors import DamagedError, NotFoundError, UsageError
-from replicate.maintenance import Damage, announced, check, collect, measure
+from replicate.maintenance import (
+    Damage,
+    Verification,
+    announced,
+    check,
+    collect,
+    delete_experiments,
+    measure,
+)
 from replicate.maintenance.gc import GRACE, UNDO_KEPT
 from replicate.model import ExperimentRecord
 from replicate.project import Project
@@ -442,6 +453,68 @@ def test_a_real_checkout_is_undone_after_a_collection(project: Project) -> None:
     assert mine.read_bytes() == b"mine"
 
 
+class DeletedMeanwhile(LocalBackend):
+    """A repository in which another process deletes an experiment, and collects its garbage, just
+    before the first of the trees, or the list of the blobs, is read."""
+
+    def __init__(self, root: Path, doomed: str, moment: str) -> None:
+        super().__init__(root)
+        self.doomed = [doomed]
+        self.moment = moment
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        self._delete(key[: len("trees/")])
+        return super().get(key, start, length)
+
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
+        self._delete(prefix)
+        return super().list(prefix, after)
+
+    def _delete(self, moment: str) -> None:
+        if self.doomed and moment == self.moment:
+            delete_experiments(local(Path(self.url)), [self.doomed.pop()])
+
+
+@pytest.mark.parametrize("moment", ["trees/", "blobs/"])
+def test_what_others_delete_and_collect_meanwhile_is_no_damage(
+    repository: Repository, moment: str
+) -> None:
+    finished(repository, {"m": b"kept"})
+    for command in (check, collect):
+        doomed = finished(repository, {"m": b"doomed"})
+        backend = DeletedMeanwhile(Path(repository.url), doomed, moment)
+        result = command(Repository(backend))
+        assert backend.doomed == []
+        assert not isinstance(result, Verification) or result.damage == ()
+
+
+class CollectedMeanwhile(LocalBackend):
+    """A repository of which the garbage is collected just before a checkout is recorded in it."""
+
+    def put_if_absent(self, items: Mapping[str, Content]) -> set[str]:
+        if any(key.startswith("checkouts/") for key in items):
+            next_tick(self)
+            collect(local(Path(self.url)))
+        return super().put_if_absent(items)
+
+
+@pytest.mark.parametrize("how", ["command", "python"])
+def test_what_a_checkout_overwrites_survives_a_collection_in_its_midst(
+    project: Project, how: str
+) -> None:
+    id = finished(project.repository, {"model.pth": b"new"})
+    mine = project.directory / "model.pth"
+    mine.write_bytes(b"mine")
+    project.repository = Repository(CollectedMeanwhile(Path(project.repository.url)))
+    if how == "command":
+        project.checkout(project.plan_checkout(project.pick(id)))
+    else:
+        project.find(id).checkpoints[0].checkout(project.directory)
+    assert mine.read_bytes() == b"new"
+    project.undo_checkout()
+    assert mine.read_bytes() == b"mine"
+
+
 # ------------------------------------------------------------ what is left of a deleted experiment
 
 
@@ -458,12 +531,15 @@ def test_the_files_of_a_deleted_experiment_go_after_an_hour_but_for_the_deletion
 ) -> None:
     id = finished(repository, {"m": b"1"})
     whole = metadata(repository, id)
+    checkpoint = project.find(id).checkpoints[0].id
+    project.remove(project.plan_removal([checkpoint]))
     delete(project, id)
-    assert len(metadata(repository, id)) == len(whole) + 1
+    assert len(metadata(repository, id)) == len(whole) + 2
     age(repository, HOUR + 60)
     assert collect(repository).experiments == 1
     (left,) = metadata(repository, id)
-    assert left not in whole
+    (event,) = Path(repository.url, left).read_bytes().splitlines()
+    assert b'"event":"delete"' in event and checkpoint.encode() not in event
     age(repository, HOUR + 60)
     assert collect(repository).experiments == 0
     assert project.records() == [] and check(repository).damage == ()

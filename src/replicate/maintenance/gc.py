@@ -138,8 +138,7 @@ def _needed(repository: Repository, marked: _Marked, start: float) -> Iterator[R
         if record.id != marked.recording:
             marked.running = marked.running or record.status is Status.RUNNING
         if record.deleted:
-            if record.status is not Status.RUNNING:
-                marked.deleted.append(record.id)
+            marked.deleted.append(record.id)
             continue
         marked.problems += record.damage
         yield from references(record)
@@ -174,7 +173,8 @@ def _by_age(
 
 
 def _remains(repository: Repository, id: str, limit: float) -> list[str]:
-    """The files of a deleted experiment that can go, once the last of them is older than `limit`.
+    """The files of a deleted experiment that can go, once the last of them is older than `limit`:
+    a run that goes on has a heartbeat that is younger.
 
     The journals that say that it is deleted stay for good. So it stays deleted whatever else is
     there: when only a part of it was removed, when its spool is committed after all, when a copy
