@@ -467,7 +467,7 @@ class DeletedMeanwhile(LocalBackend):
         return super().get(key, start, length)
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
-        self._delete(prefix)
+        self._delete(prefix[: len("blobs/")])
         return super().list(prefix, after)
 
     def _delete(self, moment: str) -> None:
