@@ -124,7 +124,10 @@ def unseal(data: bytes, name: str) -> dict[str, Any]:
     body = data[: found.start()]
     if _digest(body) != found[1]:
         raise DamagedError(f"{name} is damaged: its checksum does not match")
-    value = json.loads(body + b"}")
+    try:
+        value = json.loads(body + b"}")
+    except (ValueError, RecursionError) as error:  # sealed, but by somebody who is not this library
+        raise _malformed(name, error) from error
     if not isinstance(value, dict):
         raise DamagedError(f"{name} is damaged: it is not a JSON object")
     return value
