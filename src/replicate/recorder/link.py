@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import replicate
 from replicate.recorder.capture import Capture
 from replicate.recorder.ending import watch_this_process
 from replicate.spool import Spool
@@ -61,7 +60,7 @@ class HelperLink:
         ours, theirs = socket.socketpair()
         watch = watch_this_process()
         path = [p for p in sys.path[1:] if p] + sys.path[:1]
-        package_root = str(Path(replicate.__file__).parents[1])
+        package_root = str(Path(__file__).parents[2])
         settings = {
             **settings,
             "number": number,
