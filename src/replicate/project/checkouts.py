@@ -50,7 +50,7 @@ class CheckoutPlan:
     def not_empty(self) -> bool:
         """Whether there is anything of the person's in the directory."""
         return self.directory.is_dir() and any(
-            entry.name != ".replicate" for entry in os.scandir(self.directory)
+            name != ".replicate" for name in os.listdir(self.directory)
         )
 
 
@@ -232,6 +232,6 @@ def _remove_empty_parents(directory: Path, path: str) -> None:
     """Remove the directories that a checkout had made for a file which is gone again."""
     for parent in Path(path).parents:
         place = directory / parent
-        if place == directory or any(os.scandir(place)):
+        if place == directory or os.listdir(place):
             return
         place.rmdir()
