@@ -43,18 +43,8 @@ def test_the_tutorial_works_as_it_is_shown(iris: ProjectDirectory) -> None:
     assert second[99] == "Epoch 99, train loss: 0.056, validation accuracy: 0.967"
 
     heading, slow, fast = rows(iris.cli("ls").stdout)
-    assert heading == [
-        "EXPERIMENT",
-        "STARTED",
-        "STATUS",
-        "HOST",
-        "USER",
-        "LEARNING_RATE",
-        "LATEST CHECKPOINT",
-        "ACCURACY",
-        "BEST CHECKPOINT",
-        "ACCURACY",
-    ]
+    assert heading[:6] == ["EXPERIMENT", "STARTED", "STATUS", "HOST", "USER", "LEARNING_RATE"]
+    assert heading[6:] == ["LATEST CHECKPOINT", "ACCURACY", "BEST CHECKPOINT", "ACCURACY"]
     assert (slow[2], slow[5], slow[7], slow[9]) == ("finished", "0.01", "1", "1")
     assert (fast[2], fast[5], fast[7], fast[9]) == ("finished", "0.2", "0.96667", "1")
     assert re.fullmatch(r"[0-9a-f]{7} \(step 99\)", slow[6])

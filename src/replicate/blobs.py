@@ -17,6 +17,9 @@ from replicate.errors import DamagedError, KeyNotFoundError
 
 #: No blob is larger, so that any one fits in memory (bytes).
 MAX_BLOB = MAX_CHUNK
+#: A blob that was stored or touched less than this ago is safe from garbage collection while its
+#: user is at work: half of a collector's grace (seconds).
+FRESH = 1800.0
 #: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue.
 FLUSH_AT = 64 << 20
 
@@ -75,11 +78,20 @@ class Batch:
         self._size = 0
 
     def _add(self, hash: str, content: Content, owner: Hashable) -> None:
-        if self._compress:
+        if not self._compress:
+            self._queue(blob_key(hash), content, owner)
+        elif not self._is_fresh(hash):
             suffix, payload = compression.encode(content)
             self._queue(blob_key(hash, suffix), payload, owner)
-        else:
-            self._queue(blob_key(hash), content, owner)
+
+    def _is_fresh(self, hash: str) -> bool:
+        """Whether the blob is stored, in any encoding, and so young that no collector will take it
+        before this batch is committed: then it need not be compressed only to be found there."""
+        for suffix in compression.SUFFIXES:
+            stat = self._backend.stat(blob_key(hash, suffix))
+            if stat is not None and self._backend.clock() - stat.modified < FRESH:
+                return True
+        return False
 
     def _queue(self, key: str, content: Content, owner: Hashable) -> None:
         if key not in self._items:
