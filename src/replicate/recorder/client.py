@@ -351,9 +351,8 @@ class _Waiting:
         if time.monotonic() >= self._speak_at:
             self._speak_at = time.monotonic() + _REMINDER
             pending = self._recorder.pending / 1e6
-            self._recorder.report(
-                f"Still saving: {pending:,.1f} MB to go. Ctrl-C leaves it to the helper process."
-            )
+            end = " Ctrl-C leaves it to the helper process." if self._recorder.stopped else ""
+            self._recorder.report(f"Still saving: {pending:,.1f} MB to go.{end}")
 
 
 _live: WeakSet[Recorder] = WeakSet()
