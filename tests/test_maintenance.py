@@ -14,6 +14,7 @@ from backend_contract import next_tick
 from replicate.backends.base import Content, Stat
 from replicate.backends.local import LocalBackend
 from replicate.backends.memory import MemoryBackend
+from replicate.blobs import tree_key
 from replicate.errors import DamagedError, NotFoundError, UsageError
 from replicate.maintenance import (
     Damage,
@@ -455,27 +456,28 @@ def test_a_real_checkout_is_undone_after_a_collection(project: Project) -> None:
 
 class DeletedMeanwhile(LocalBackend):
     """A repository in which another process deletes an experiment, and collects its garbage, just
-    before the first of the trees, or the list of the blobs, is read."""
+    before its tree or the list of the blobs is read."""
 
     def __init__(self, root: Path, doomed: str, moment: str) -> None:
         super().__init__(root)
         self.doomed = [doomed]
-        self.moment = moment
+        (tree,) = {c.tree for c in local(root).experiment(doomed).checkpoints}
+        self.moment = tree_key(tree or "") if moment == "tree" else "blobs/"
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        self._delete(key[: len("trees/")])
+        self._delete(key)
         return super().get(key, start, length)
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
-        self._delete(prefix[: len("blobs/")])
+        self._delete(prefix)
         return super().list(prefix, after)
 
-    def _delete(self, moment: str) -> None:
-        if self.doomed and moment == self.moment:
+    def _delete(self, read: str) -> None:
+        if self.doomed and read.startswith(self.moment):
             delete_experiments(local(Path(self.url)), [self.doomed.pop()])
 
 
-@pytest.mark.parametrize("moment", ["trees/", "blobs/"])
+@pytest.mark.parametrize("moment", ["tree", "blobs"])
 def test_what_others_delete_and_collect_meanwhile_is_no_damage(
     repository: Repository, moment: str
 ) -> None:

@@ -23,8 +23,9 @@ from replicate.project import Project
 def du(output: Output, project: Project, as_json: bool) -> None:
     """Show how many bytes the experiments take.
 
-    The largest comes first. FILES is what their files would take as plain copies, STORED what they take as they are stored,
-    and ONLY HERE what deleting the experiment would free: the rest it shares with others.
+    The largest comes first. FILES is what their files would take as plain copies, STORED what they
+    take as they are stored, and ONLY HERE what deleting the experiment would free: the rest it
+    shares with others.
 
     \b
     Examples:

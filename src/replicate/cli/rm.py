@@ -25,9 +25,9 @@ _MAX_COMMAND = 40
 def rm(output: Output, project: Project, ids: tuple[str, ...], force: bool, dry_run: bool) -> None:
     """Delete experiments and checkpoints.
 
-    There is no way back. Deleting an experiment deletes its checkpoints. What other experiments need of its files stays,
-    and the rest is removed from the disk: at once, or by `replicate gc` an hour later if a run is
-    being recorded meanwhile.
+    There is no way back. Deleting an experiment deletes its checkpoints. What other experiments
+    need of its files stays, and the rest is removed from the disk: at once, or by `replicate gc` an
+    hour later if a run is being recorded meanwhile.
 
     \b
     Examples:
