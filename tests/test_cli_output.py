@@ -654,7 +654,7 @@ def test_verbose_shows_where_an_error_comes_from() -> None:
         (["show"], "error: Missing argument 'ID'\nhint: see `replicate show --help`\n"),
         (["ls", "--nonsense"], "error: No such option '--nonsense'"),
         (["ls", "--quiet", "--json"], "error: --quiet cannot be used together with"),
-        (["checkout", "--undo", "8ee"], "error: --undo takes no --path"),
+        (["checkout", "--undo", "--path", "model.pth"], "error: --undo takes no --path"),
     ],
 )
 def test_wrong_use_is_explained_and_ends_in_2(words: list[str], said: str) -> None:

@@ -48,16 +48,16 @@ def _say(message: str) -> None:
         return
     mark = "═══╡ "
     try:
-        mark.encode(stream.encoding or "ascii")
+        mark.encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeEncodeError, LookupError):
         mark = "===| "
     try:
-        encoding = stream.encoding or "ascii"
+        encoding = getattr(stream, "encoding", None) or "ascii"
         text = f"{mark}{message}\n".encode(encoding, "backslashreplace").decode(encoding)
         stream.write(text)
         stream.flush()
-    except (OSError, ValueError):
-        pass  # the terminal is closed: a run must go on without it
+    except (OSError, ValueError, AttributeError):
+        pass  # closed, or no more than something to write to: a run must go on without it
 
 
 def _refuse_namesake() -> None:

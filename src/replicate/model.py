@@ -76,7 +76,10 @@ class CheckpointRecord:
         value = self.metrics.get(self.primary_metric.name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        return float(value) if math.isfinite(value) else None
+        try:
+            return float(value) if math.isfinite(value) else None
+        except OverflowError:  # an integer beyond every float
+            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,12 @@ class Spool:
     def create(self) -> int:
         """Make the directory and lock it; return the lock, a descriptor that holds it until the
         last process that has it closes it or dies."""
-        self.directory.mkdir(parents=True)
-        lock = self.try_lock()
+        # Under a name that nobody looks at, so that it is locked before it can be found.
+        hidden = Spool(self.directory.with_name(f".{self.directory.name}"))
+        hidden.directory.mkdir(parents=True)
+        lock = hidden.try_lock()
         assert lock is not None
+        os.rename(hidden.directory, self.directory)
         return lock
 
     def try_lock(self) -> int | None:
@@ -203,7 +206,8 @@ def all_spools(root: Path) -> list[Spool]:
     """The spools of every experiment under `root`."""
     if not root.is_dir():
         return []
-    return [Spool(path) for path in sorted(root.iterdir()) if path.is_dir()]
+    found = (p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith("."))
+    return [Spool(path) for path in found]
 
 
 def spool_root(repository: str) -> Path:

@@ -141,8 +141,11 @@ def several(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     items = list(items)
     if len(items) < 2:
         return [work(item) for item in items]
-    # It costs 8 ms, which a training script that only spools need not pay.
-    from concurrent.futures import ThreadPoolExecutor
+    try:
+        # It costs 8 ms, which a training script that only spools need not pay.
+        from concurrent.futures import ThreadPoolExecutor
+    except RuntimeError:  # the interpreter is shutting down, as below
+        return [work(item) for item in items]
 
     with ThreadPoolExecutor(min(SYNC_THREADS, len(items))) as pool:
         try:

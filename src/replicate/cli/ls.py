@@ -16,7 +16,6 @@ from replicate.errors import UsageError
 from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
-    Status,
     Value,
     differing_params,
     flatten,
@@ -24,12 +23,6 @@ from replicate.model import (
 )
 from replicate.project import Project
 
-STATUS_STYLES = {
-    Status.RUNNING.value: "green",
-    Status.FAILED.value: "red",
-    Status.KILLED.value: "red",
-    Status.LOST.value: "yellow",
-}
 #: On a narrow terminal no name and no param needs more than this to be recognised.
 _MAX_NAME_WIDTH, _MAX_PARAM_WIDTH = 16, 24
 
@@ -99,7 +92,9 @@ def table_columns(
             [text.ago(e.created, now) for e in experiments],
             short=[text.ago(e.created, now, brief=True) for e in experiments],
         ),
-        Column("status", "STATUS", [e.status.value for e in experiments], styles=STATUS_STYLES),
+        Column(
+            "status", "STATUS", [e.status.value for e in experiments], styles=text.STATUS_STYLES
+        ),
         Column("host", "HOST", [text.escape(e.host) for e in experiments]),
         Column("user", "USER", [text.escape(e.user) for e in experiments]),
         *_param_columns(experiments, every, ellipsis),
@@ -150,7 +145,7 @@ def _param_columns(
 
 def _param_column(name: str, cells: Sequence[str], ellipsis: str) -> Column:
     brief = [cut(cell, _MAX_PARAM_WIDTH, ellipsis) for cell in cells]
-    return Column(f"param:{name}", heading(name), cells, short=brief)
+    return Column(f"param:{name}", text.heading(name), cells, short=brief)
 
 
 def _checkpoint_columns(
@@ -174,7 +169,11 @@ def _checkpoint_columns(
             whole=True,
         ),
         *(
-            Column(f"{which}:{name}", heading(name), _primary_cells(experiments, checkpoints, name))
+            Column(
+                f"{which}:{name}",
+                text.heading(name),
+                _primary_cells(experiments, checkpoints, name),
+            )
             for name in metrics
         ),
     ]
@@ -194,11 +193,6 @@ def _primary_cells(
 
 def _cell(values: Mapping[str, Value], name: str) -> str:
     return text.value(values[name]) if name in values else ""
-
-
-def heading(name: str) -> str:
-    """The heading of a column for a param or metric."""
-    return text.escape(name.upper())
 
 
 def _is_object(value: Value) -> bool:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import click
 
 from replicate.cli import text
-from replicate.cli.ls import STATUS_STYLES, heading
 from replicate.cli.options import location
 from replicate.cli.output import Output
 from replicate.cli.schema import (
@@ -161,7 +160,7 @@ def _fact_line(label: str, fact: str, width: int, paint: Paint) -> str:
     """A label with its fact; without one it says something about the list that it stands in."""
     if not fact:
         return label
-    style = STATUS_STYLES.get(fact, "") if label == "Status" else ""
+    style = text.STATUS_STYLES.get(fact, "") if label == "Status" else ""
     first, *more = fact.split("\n")
     return "\n".join(
         [pad(f"{label}:", width) + paint(first, style), *(" " * width + line for line in more)]
@@ -297,7 +296,7 @@ def checkpoint_columns(
         ),
     ]
     return columns + [
-        Column(f"metric:{name}", heading(name), _metric_cells(experiment, rows, name))
+        Column(f"metric:{name}", text.heading(name), _metric_cells(experiment, rows, name))
         for name in _metric_names(experiment)
     ]
 

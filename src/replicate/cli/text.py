@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 
-from replicate.model import CheckpointRecord, Value, short
+from replicate.model import CheckpointRecord, Status, Value, short
 
 #: Control characters, line separators, changes of writing direction and lone surrogates: all that
 #: could move the cursor, break a table, disguise a name or fail to be written.
@@ -26,6 +26,14 @@ _UNITS = (
     ("hour", 3600, 86_400),
     ("day", 86_400, 30 * 86_400),
 )
+
+#: How each status looks on a terminal.
+STATUS_STYLES = {
+    Status.RUNNING.value: "green",
+    Status.FAILED.value: "red",
+    Status.KILLED.value: "red",
+    Status.LOST.value: "yellow",
+}
 
 
 def escape(text: str, *, keep: str = "") -> str:
@@ -156,3 +164,8 @@ def picked_note(experiment_id: str, checkpoint: CheckpointRecord | None, how: st
     if checkpoint is None:
         return f"{short(experiment_id)}: it has no checkpoints, only its code and params"
     return f"{short(experiment_id)}: using its {how} checkpoint {checkpoint_name(checkpoint)}"
+
+
+def heading(name: str) -> str:
+    """The heading of a column for a param or metric."""
+    return escape(name.upper())

@@ -8,7 +8,7 @@ been there before. Undoing it is a checkout of that tree, so an undo can be undo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from replicate.errors import (
     AmbiguousIdError,
+    DamagedError,
     KeyNotFoundError,
     NotFoundError,
     StorageError,
@@ -155,7 +156,8 @@ def undo(repository: Repository, directory: Path, id: str | None = None) -> Chec
 
 
 def _find(repository: Repository, directory: Path, id: str | None) -> _Backup:
-    backups = sorted(_read_all(repository), key=lambda b: b.created)
+    damage: list[DamagedError] = []
+    backups = sorted(_read_all(repository, damage), key=lambda b: b.created)
     if id is not None:
         found = [b for b in backups if b.id.startswith(id)]
         if len(found) > 1:
@@ -168,17 +170,23 @@ def _find(repository: Repository, directory: Path, id: str | None) -> _Backup:
             for b in backups
             if b.directory == str(directory) and b.undoes is None and b.id not in undone
         ][-1:]
+    if not found and damage:
+        raise damage[0]
     if not found:
         what = f"with the id {id!r}" if id else f'into "{directory}" that is not undone already'
         raise NotFoundError(f"There has been no checkout {what}")
     return found[0]
 
 
-def _read_all(repository: Repository) -> Iterable[_Backup]:
+def _read_all(repository: Repository, damage: list[DamagedError]) -> Iterator[_Backup]:
+    """All that can be read; what cannot goes into `damage`, and hides none of the others."""
     for stat in repository.backend.list("checkouts/"):
         try:
             value = unseal(repository.backend.get(stat.key), f"{repository.url}/{stat.key}")
         except KeyNotFoundError:
+            continue
+        except DamagedError as error:
+            damage.append(error)
             continue
         yield _Backup(
             id=value["id"],

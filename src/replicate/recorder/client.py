@@ -35,6 +35,8 @@ _MAX_KEPT = 256 << 20
 _RESTARTS = 2
 #: After this many seconds of waiting a program says what it waits for, and then now and again.
 _PATIENCE, _REMINDER = 0.25, 5.0
+#: How often a program that ends tries to write what only its memory holds.
+_LAST_TRIES = 10
 
 Report = Callable[[str], None]
 #: A job that could not be written: its name, header and data.
@@ -147,6 +149,7 @@ class Recorder:
         with self._guarded("the end of the run"):
             self._add_event("stop", stop_data(stop))
             try:
+                self._empty_memory()
                 self._wait()
             except KeyboardInterrupt:
                 self.report("Left what is not saved yet to the helper process, which goes on.")
@@ -195,13 +198,20 @@ class Recorder:
     def _add(self, name: str, header: Mapping[str, Any], data: Sequence[Content]) -> None:
         """Spool a job, and those before it that could not be."""
         self._kept.append((name, header, data))
+        self._spool_kept()
+        self._notify()
+
+    def _spool_kept(self) -> None:
+        """Spool the jobs that memory holds, as far as that is possible now."""
         try:
             while self._kept:
                 self._spool.add(*self._kept[0])
                 self._kept.pop(0)
         except OSError as error:
             self._keep_in_memory(error)
-        self._notify()
+        except Exception:
+            self._kept.pop(0)  # it will not do better next time, and others come after it
+            raise
 
     def _keep_in_memory(self, error: OSError) -> None:
         """The disk may have room again at the next call: until then, memory has it."""
@@ -309,18 +319,33 @@ class Recorder:
     def _wait(self, below: int = 0) -> bool:
         assert self._saver is not None
         waiting = _Waiting(self)
+        self._spool_kept()
         while True:
             try:
                 trouble = self._saver.wait(waiting.tick, below)
                 break
             except HelperGone:
                 self._replace_helper()
-        if trouble or self._kept:
+        if trouble:
             self.report(
-                f"Not everything could be saved: {trouble or 'the disk is full'} What is pending "
-                f"is in {self._spool.directory}, and the next run in this project saves it."
+                f"Not everything could be saved: {trouble}\nWhat is pending is in "
+                f"{self._spool.directory}, and the next run in this project saves it."
             )
         return not (trouble or self._kept)
+
+    def _empty_memory(self) -> None:
+        """What only memory holds is lost with this process: try for a while, and say what is."""
+        for _ in range(_LAST_TRIES):
+            if not self._kept:
+                return
+            time.sleep(_PATIENCE)
+            self._spool_kept()
+        if self._kept:
+            lost = sum(header["kind"] == "checkpoint" for _, header, _ in self._kept)
+            self.report(
+                f"{lost} checkpoint{'' if lost == 1 else 's'} and how the run ended are lost: "
+                f"{self._spool.directory} could not be written to the end."
+            )
 
     # ------------------------------------------------------------ never hurt the run
 
@@ -350,9 +375,10 @@ class _Waiting:
     def tick(self) -> None:
         if time.monotonic() >= self._speak_at:
             self._speak_at = time.monotonic() + _REMINDER
-            pending = self._recorder.pending / 1e6
+            kilobytes = self._recorder.pending / 1e3
+            pending = f"{kilobytes / 1e3:,.1f} MB" if kilobytes >= 100 else f"{kilobytes:,.1f} KB"
             end = " Ctrl-C leaves it to the helper process." if self._recorder.stopped else ""
-            self._recorder.report(f"Still saving: {pending:,.1f} MB to go.{end}")
+            self._recorder.report(f"Still saving: {pending} to go.{end}")
 
 
 _live: WeakSet[Recorder] = WeakSet()

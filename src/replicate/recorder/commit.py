@@ -7,6 +7,7 @@ again, to the same effect.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from replicate import environment
-from replicate.blobs import Batch
+from replicate.blobs import FRESH, Batch
 from replicate.config import Keep
 from replicate.errors import DamagedError, StorageError, UnsafeTreeError, UsageError
 from replicate.model import Status, Value
@@ -72,6 +73,7 @@ class Committer:
         self._compress = compress
         self._retention = Retention(repository, spool.experiment, keep) if keep else None
         self._journal: JournalWriter | None = None
+        self._late = False
         #: Whether experiment.json is there, without which nobody should write anything else.
         self.created = repository.has(spool.experiment)
         #: Whether this committer has recorded the run's end.
@@ -126,6 +128,7 @@ class Committer:
     def commit_some(self, directory: Path | None = None) -> list[str]:
         """Like `commit`, for as many of the oldest jobs as go well together."""
         names = self._spool.names()
+        started = time.time()
         batch = self._repository.batch(compress=self._compress)
         drafts: list[_Draft] = []
         done: list[str] = []
@@ -139,6 +142,12 @@ class Committer:
                 if total >= _BYTES:
                     break
             batch.flush()
+        if time.time() - started > FRESH and not self._late:
+            # As when a laptop slept: what was stored first may be old enough to be collected by
+            # now. The next pass finds it and touches it, or stores it again.
+            self._late = True
+            return []
+        self._late = False
         self._write(drafts, batch, directory)
         for name in done:
             self._spool.remove(name)
