@@ -55,12 +55,15 @@ $(DEMO):
 	$(call environment,.demo/venv,examples)
 
 # $(call environment,directory,extra): a virtual environment with this project and one of its extras;
-# made anew when there is none or it is of another Python.
+# made anew when there is none or it is of another Python. Debian's Python cannot put pip into one
+# without the package python3-venv; the pip that is there can.
 define environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: try make PYTHON=python3.12")'
 @echo 'Preparing $(1) (once) ...'
 @grep -qs "^version = $$($(PYTHON) -c 'import platform; print(platform.python_version())')$$" '$(1)/pyvenv.cfg' \
-	|| $(PYTHON) -m venv --clear '$(1)' || { rm -rf '$(1)'; exit 1; }
+	|| $(PYTHON) -m venv --clear '$(1)' 2>/dev/null \
+	|| { $(PYTHON) -m venv --clear --without-pip '$(1)' && $(PYTHON) -m pip --python '$(1)/bin/python' install --quiet pip; } \
+	|| { rm -rf '$(1)'; exit 1; }
 @'$(1)/bin/python' -m pip install --quiet --editable '.[$(2)]'
 @rm -f '$(1)'/.installed-*
 @touch '$@'
