@@ -103,9 +103,10 @@ class Repository:
         error and changes nothing, so that recovery may repeat it."""
         self.backend.put_if_absent({_experiment_key(record.id): encode_experiment(record)})
 
-    def journal(self, experiment: str, writer: str) -> JournalWriter:
-        """A journal of an experiment, for a writer that nobody else is: a new random name."""
-        return JournalWriter(self.backend, experiment, writer)
+    def journal(self, experiment: str, writer: str, stream: str = "journal") -> JournalWriter:
+        """A journal of an experiment, or another of its streams of events, for a writer that
+        nobody else is: a new random name."""
+        return JournalWriter(self.backend, experiment, writer, stream)
 
     def beat(self, experiment: str, interval: float, events: Mapping[str, int]) -> None:
         """Say that the experiment's recorder is alive, and how many events it has written."""
@@ -220,11 +221,11 @@ class Repository:
 
 
 class JournalWriter:
-    """Appends events to journal files that nobody else writes to."""
+    """Appends events to files that nobody else writes to."""
 
-    def __init__(self, backend: Backend, experiment: str, writer: str) -> None:
+    def __init__(self, backend: Backend, experiment: str, writer: str, stream: str) -> None:
         self._backend = backend
-        self._experiment = experiment
+        self._directory = f"experiments/{experiment}/{stream}"
         self.writer = writer
         self.count = 0
         self._segment = 0
@@ -244,7 +245,7 @@ class JournalWriter:
         if len(self._written) >= SEGMENT_SIZE:
             self._segment, self._written = self._segment + 1, b""
         added = b"".join(lines)
-        key = f"experiments/{self._experiment}/journal/{self.writer}-{self._segment}.jsonl"
+        key = f"{self._directory}/{self.writer}-{self._segment}.jsonl"
         self._backend.append(key, self._written, added)
         self._written += added
         self.count += len(lines)
