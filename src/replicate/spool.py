@@ -65,9 +65,16 @@ class Spool:
         # Under a name that nobody looks at, so that it is locked before it can be found.
         hidden = Spool(self.directory.with_name(f".{self.directory.name}"))
         hidden.directory.mkdir(parents=True)
-        lock = hidden.try_lock()
-        assert lock is not None
-        os.rename(hidden.directory, self.directory)
+        lock = None
+        try:
+            lock = hidden.try_lock()
+            assert lock is not None
+            os.rename(hidden.directory, self.directory)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            hidden.destroy()
+            raise
         return lock
 
     def try_lock(self) -> int | None:
