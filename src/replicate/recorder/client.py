@@ -29,6 +29,8 @@ from replicate.tree import Listing, Selected
 
 #: Files up to this size travel inside their job (bytes): one file to create, and not two.
 INLINE = 64 << 10
+#: More than this in one job goes into files of its own after all, which bounds memory (bytes).
+_MAX_INLINED = 32 << 20
 #: Jobs that could not be spooled are kept in memory up to this size in all (bytes).
 _MAX_KEPT = 256 << 20
 #: How often a helper that has died is started again.
@@ -243,7 +245,7 @@ class Recorder:
             try:
                 if item.kind == "link":
                     place: dict[str, Value] = {"target": item.target}
-                elif item.size <= INLINE:
+                elif item.size <= INLINE and position < _MAX_INLINED:
                     data.append(item.source.read_bytes())
                     place = {"mode": item.mode, "at": position, "size": len(data[-1])}
                     position += len(data[-1])
