@@ -1,12 +1,17 @@
 """From a tree to files: everything is written and verified beside its destination first, so that
-damage is found before the first of the user's files is touched."""
+damage is found before the first of the user's files is touched.
+
+It knows which chunks make up which file, and moves several at a time; it must not know why the
+files are wanted, nor what becomes of those that they replace.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,9 +19,18 @@ from typing import Self
 from blake3 import blake3
 
 from replicate.backends.base import Backend
+from replicate.backends.files import several, write_all
 from replicate.blobs import read_blobs
-from replicate.errors import DamagedError, StorageError, UnsafeTreeError
+from replicate.errors import StorageError, UnsafeTreeError
 from replicate.tree.manifest import Entry, permission_bits
+
+#: Called with the bytes that are done and those there are in all.
+Progress = Callable[[int, int], None]
+
+#: What one thread writes in one go is at least this long, unless the file is shorter (bytes).
+_PART = 4 << 20
+#: So many parts are begun before the next look at the progress.
+_WINDOW = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +60,20 @@ class Staged:
             os.replace(self.directory / str(number), target)
 
 
-def stage(backend: Backend, entries: Sequence[Entry], destination: Path) -> Staged:
+def stage(
+    backend: Backend,
+    entries: Sequence[Entry],
+    destination: Path,
+    progress: Progress | None = None,
+) -> Staged:
     """Write `entries` into a temporary directory inside `destination`, verifying every byte.
 
-    `destination` is made when it is not there. Raises DamagedError naming what is lost, and
-    UnsafeTreeError when something that lies in `destination` would lead the files elsewhere; then
-    nothing but the temporary directory was written, and that is gone again.
+    `destination` is made when it is not there. A few threads read at once, each one chunk at a
+    time, which bounds the memory; `progress` is called in between, by the calling thread.
+
+    Raises DamagedError naming what is lost, and UnsafeTreeError when something that lies in
+    `destination` would lead the files elsewhere; then nothing but the temporary directory was
+    written, and that is gone again.
     """
     for entry in entries:
         _check_place(destination, entry)
@@ -62,12 +84,11 @@ def stage(backend: Backend, entries: Sequence[Entry], destination: Path) -> Stag
     except OSError as error:
         raise StorageError(f"Cannot write into {destination}: {error.strerror}") from error
     try:
-        for number, entry in enumerate(entries):
-            _write(backend, entry, directory / str(number))
+        _fill(backend, entries, directory, progress)
     except BaseException as error:
         shutil.rmtree(directory, ignore_errors=True)
         if isinstance(error, OSError):
-            what = f"Cannot write {entry.path} into {destination}: {error.strerror}"
+            what = f"Cannot write into {destination}: {error.strerror}"
             raise StorageError(what, hint="None of your files was changed.") from error
         raise
     return Staged(directory, destination, tuple(entries))
@@ -91,18 +112,64 @@ def _check_place(destination: Path, entry: Entry) -> None:
         )
 
 
-def _write(backend: Backend, entry: Entry, place: Path) -> None:
-    if entry.kind == "link":
-        place.symlink_to(entry.target)
-        return
-    with place.open("xb") as file:
-        whole = blake3()
-        for chunk in read_blobs(backend, entry.blobs):
-            whole.update(chunk)
-            file.write(chunk)
-    if whole.hexdigest() != entry.hash:
-        raise DamagedError(f"{entry.path} is damaged: its chunks do not make up the file's hash")
-    place.chmod(entry.mode)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Consecutive chunks of one file, and where in it they begin."""
+
+    place: Path
+    start: int
+    chunks: tuple[tuple[str, int], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self.chunks)
+
+
+def _fill(
+    backend: Backend, entries: Sequence[Entry], directory: Path, progress: Progress | None
+) -> None:
+    """Write each entry into `directory`, under its number.
+
+    That every chunk has the hash and the size which the manifest says is enough: the manifest was
+    verified, too.
+    """
+
+    def write(part: _Part) -> None:
+        with part.place.open("r+b", buffering=0) as file:
+            file.seek(part.start)
+            for chunk in read_blobs(backend, part.chunks):
+                write_all(file.fileno(), chunk)
+
+    places = [directory / str(number) for number in range(len(entries))]
+    done, total = 0, sum(entry.size for entry in entries)
+    for place, entry in zip(places, entries, strict=True):
+        if entry.kind == "link":
+            place.symlink_to(entry.target)
+        else:
+            place.touch(exist_ok=False)
+    parts = (p for e, place in zip(entries, places, strict=True) for p in _parts(e, place))
+    while window := list(islice(parts, _WINDOW)):
+        several(write, window)
+        done += sum(part.size for part in window)
+        if progress is not None:
+            progress(done, total)
+    for place, entry in zip(places, entries, strict=True):
+        if entry.kind == "file":
+            place.chmod(entry.mode)
+
+
+def _parts(entry: Entry, place: Path) -> Iterator[_Part]:
+    """What is to be written of an entry; of a link or an empty file, nothing."""
+    start, size = 0, 0
+    chunks: list[tuple[str, int]] = []
+    for chunk in entry.blobs:
+        chunks.append(chunk)
+        size += chunk[1]
+        if size >= _PART:
+            yield _Part(place, start, tuple(chunks))
+            start, size, chunks = start + size, 0, []
+    if size:
+        yield _Part(place, start, tuple(chunks))
 
 
 def reader(backend: Backend, entry: Entry) -> Callable[[], bytes]:
