@@ -21,7 +21,7 @@ from replicate.errors import (
     NotFoundError,
     StorageError,
 )
-from replicate.model import short
+from replicate.model import CheckpointRecord, ExperimentRecord, short
 from replicate.records import decode_time, encode_time, new_id, now, seal_document, unseal
 from replicate.repository import Repository
 from replicate.spool import mapped
@@ -82,27 +82,44 @@ def plan(
     paths: Sequence[str] = (),
     *,
     with_config: bool = False,
+    let_go: NotFoundError | None = None,
 ) -> CheckoutPlan:
     """What checking out these trees would do, a later one on top of those before it.
 
     With `paths` only these files, or the files in these directories. The configuration of the
     directory is left as it is unless `with_config`. Raises UnsafeTreeError, DamagedError or
-    NotFoundError; nothing is changed.
+    NotFoundError, which is `let_go` where that is what became of the files; nothing is changed.
     """
     merged: dict[str, Entry] = {}
     for tree in trees:
         if tree is not None:
             merged |= {entry.path: entry for entry in repository.tree(tree).entries}
     validate(Tree(tuple(merged.values())))
+    if let_go is not None and not paths:
+        raise let_go
     if not merged:
         raise NotFoundError(f"{short(id)} has no files: it was recorded with path=None")
     entries = [merged[p] for p in sorted(merged) if _wanted(p, paths, with_config)]
     for path in paths:
         if not any(_is_at(e.path, path) for e in entries):
-            raise NotFoundError(
+            raise let_go or NotFoundError(
                 f"{short(id)} has no file {path!r}", hint=f"It has {', '.join(sorted(merged))}."
             )
     return CheckoutPlan(id, directory, tuple(entries), _overwritten(directory, entries))
+
+
+def let_go(
+    experiment: ExperimentRecord, checkpoint: CheckpointRecord | None
+) -> NotFoundError | None:
+    """What to say to who asks for files that `keep` has let go; None when it has not."""
+    if checkpoint is None or not checkpoint.dropped:
+        return None
+    with_files = ", ".join(short(c.id) for c in experiment.checkpoints if c.tree is not None)
+    return NotFoundError(
+        f"The files of checkpoint {short(checkpoint.id)} were let go, as `keep` says: its metrics "
+        "are all that is left of it",
+        hint=f"The checkpoints of this run that have files: {with_files or 'none'}.",
+    )
 
 
 def _wanted(path: str, paths: Sequence[str], with_config: bool) -> bool:

@@ -79,7 +79,7 @@ class Checkpoint:
         name = self.record.path if path is None else Path(path).as_posix()
         if not isinstance(name, str) or name not in files:
             own = self._repository.tree(self.record.tree).files if self.record.tree else {}
-            raise NotFoundError(
+            raise checkouts.let_go(self._experiment, self.record) or NotFoundError(
                 f"Checkpoint {self.short_id} has no file {name!r}",
                 hint=f"It has {', '.join(sorted(own)) or 'no files'}.",
             )
@@ -93,9 +93,9 @@ class Checkpoint:
         trees = (self._experiment.tree, self.record.tree)
         target = Path(os.path.abspath(directory))
         with maintenance.announced(self._repository):
-            checkouts.perform(
-                self._repository, checkouts.plan(self._repository, self.id, trees, target)
-            )
+            let_go = checkouts.let_go(self._experiment, self.record)
+            plan = checkouts.plan(self._repository, self.id, trees, target, let_go=let_go)
+            checkouts.perform(self._repository, plan)
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={value!r}" for name, value in self.metrics.items())

@@ -184,7 +184,13 @@ class Project:
         trees = [picked.experiment.tree, picked.checkpoint.tree if picked.checkpoint else None]
         id = (picked.checkpoint or picked.experiment).id
         return checkouts.plan(
-            self.repository, id, trees, self._target(directory), paths, with_config=with_config
+            self.repository,
+            id,
+            trees,
+            self._target(directory),
+            paths,
+            with_config=with_config,
+            let_go=checkouts.let_go(picked.experiment, picked.checkpoint),
         )
 
     def checkout(self, plan: CheckoutPlan) -> CheckedOut:

@@ -18,17 +18,19 @@ _WORTH_COLLECTING = 64 << 20
 def to_drop(keep: Keep, checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
     """The checkpoints whose files `keep` does not name, and that still have them.
 
-    The latest one always keeps its files. While none has a value of the primary metric, `best`
-    cannot tell which to let go, and all stay.
+    Those without files do not count, so that metrics alone take no file's place. The latest one
+    with files always keeps them. While none has a value of the primary metric, `best` cannot tell
+    which to let go, and all stay.
     """
-    ranked = ranking(checkpoints)
+    candidates = [c for c in checkpoints if c.tree is not None]
+    ranked = ranking(candidates)
     if keep.best is not None and not ranked:
         return []
-    kept = {c.id for c in checkpoints[-(keep.last or 1) :]}
+    kept = {c.id for c in candidates[-(keep.last or 1) :]}
     kept |= {c.id for c in ranked[: keep.best or 0]}
     if keep.every is not None:
-        kept |= {c.id for c in checkpoints if c.step is not None and c.step % keep.every == 0}
-    return [c for c in checkpoints if c.tree is not None and c.id not in kept]
+        kept |= {c.id for c in candidates if c.step is not None and c.step % keep.every == 0}
+    return [c for c in candidates if c.id not in kept]
 
 
 class Retention:
