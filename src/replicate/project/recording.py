@@ -57,6 +57,8 @@ def start(
     listing = None
     if paths is not None:
         listing = select(config.directory, _as_tuple(paths), use_ignore_files=True)
+    labels = _checked_labels(labels)
+    kept = config.keep if keep is None else _checked_keep(keep)
     repository.create()
     spools = spool_root(repository.url)
     for message in recover(repository, spools):
@@ -70,12 +72,11 @@ def start(
         command=config.command or process.command(sys.argv),
         path=paths,
         tree=None,
-        **_checked_labels(labels),
+        **labels,
     )
     compress = config.compression == "zstd" or (
         config.compression == "auto" and not isinstance(repository.backend, LocalBackend)
     )
-    kept = config.keep if keep is None else _checked_keep(keep)
     settings = {
         "repository": repository.url,
         "directory": str(config.directory),
