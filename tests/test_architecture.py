@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("config", "ignore", "backends.base", "chunking", "compression"),
     ("model", "backends"),
-    ("blobs", "records", "values", "diff", "environment", "process"),
+    ("blobs", "records", "values", "diff", "environment", "process", "text"),
     ("tree",),
     ("repository", "spool"),
     ("maintenance",),
