@@ -2,13 +2,9 @@
 nothing below them."""
 
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
-from replicate.project.experiments import (
-    Checkpoint,
-    CheckpointList,
-    Experiment,
-    ExperimentList,
-    Experiments,
-)
+from replicate.project.checkpoints import Checkpoint, CheckpointList
+from replicate.project.experiments import Experiment
+from replicate.project.lists import ExperimentList, Experiments
 from replicate.project.project import Picked, Project
 
 __all__ = [

@@ -16,7 +16,8 @@ from replicate.errors import AmbiguousIdError, NotFoundError
 from replicate.model import CheckpointRecord, ExperimentRecord, short
 from replicate.project import checkouts
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
-from replicate.project.experiments import Experiment, Experiments
+from replicate.project.experiments import Experiment
+from replicate.project.lists import Experiments
 from replicate.project.recording import Paths, start, unrecorded
 from replicate.recorder.client import live_recorders
 from replicate.recorder.recovery import recover

@@ -1,0 +1,148 @@
+"""Checkpoints as a person holds them in a script or a notebook: the values of `model` with what can
+be done to them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, overload
+
+from replicate import maintenance
+from replicate.errors import NotFoundError
+from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, Value, short
+from replicate.project import checkouts
+from replicate.repository import Repository
+from replicate.tree import Entry, open_entry
+
+
+class Checkpoint:
+    """A version of an experiment's outputs, with the metrics it had."""
+
+    def __init__(
+        self, record: CheckpointRecord, experiment: ExperimentRecord, repository: Repository
+    ) -> None:
+        self.record = record
+        self._experiment = experiment
+        self._repository = repository
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def short_id(self) -> str:
+        return short(self.record.id)
+
+    @property
+    def created(self) -> datetime:
+        return self.record.created
+
+    @property
+    def step(self) -> int | float | None:
+        return self.record.step
+
+    @property
+    def path(self) -> str | tuple[str, ...] | None:
+        """What was passed to `checkpoint()`, relative to the project; None when no files were."""
+        return self.record.path
+
+    @property
+    def metrics(self) -> Mapping[str, Value]:
+        return self.record.metrics
+
+    @property
+    def primary_metric(self) -> PrimaryMetric | None:
+        return self.record.primary_metric
+
+    def open(self, path: str | None = None) -> BinaryIO:
+        """One of the checkpoint's files, or of the experiment's code, open to read and to seek in.
+
+        Only what is read is fetched. `path` may be left out when the checkpoint has one file.
+        Raises NotFoundError when there is no such file; reading raises DamagedError when bytes
+        are not what was saved.
+        """
+        files: dict[str, Entry] = {}
+        for tree in (self._experiment.tree, self.record.tree):
+            if tree is not None:
+                files = {**files, **self._repository.tree(tree).files}
+        name = self.record.path if path is None else Path(path).as_posix()
+        if not isinstance(name, str) or name not in files:
+            own = self._repository.tree(self.record.tree).files if self.record.tree else {}
+            raise checkouts.let_go(self._experiment, self.record) or NotFoundError(
+                f"Checkpoint {self.short_id} has no file {name!r}",
+                hint=f"It has {', '.join(sorted(own)) or 'no files'}.",
+            )
+        return open_entry(self._repository.backend, files[name])
+
+    def checkout(self, directory: str | os.PathLike[str]) -> None:
+        """Write the experiment's code and this checkpoint's files into `directory`.
+
+        What it overwrites there is kept in the repository first.
+        """
+        trees = (self._experiment.tree, self.record.tree)
+        target = Path(os.path.abspath(directory))
+        with maintenance.announced(self._repository):
+            let_go = checkouts.let_go(self._experiment, self.record)
+            plan = checkouts.plan(self._repository, self.id, trees, target, let_go=let_go)
+            checkouts.perform(self._repository, plan)
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(f"{name}={value!r}" for name, value in self.metrics.items())
+        return f"<Checkpoint {self.short_id} step={self.step} {metrics}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Checkpoint) and other.record == self.record
+
+    def __hash__(self) -> int:
+        return hash(self.record.id)
+
+
+class _Metrics(Mapping[str, list[Value]]):
+    """Each metric's values over a list of checkpoints, None where a checkpoint has none."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._checkpoints = checkpoints
+        self._names = dict.fromkeys(name for c in checkpoints for name in c.metrics)
+
+    def __getitem__(self, name: str) -> list[Value]:
+        if name not in self._names:
+            raise KeyError(name)
+        return [c.metrics.get(name) for c in self._checkpoints]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class CheckpointList(Sequence[Checkpoint]):
+    """Checkpoints in the order they were made. A slice is a CheckpointList too."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._checkpoints = list(checkpoints)
+
+    @property
+    def metrics(self) -> Mapping[str, list[Value]]:
+        """By name, one value for each checkpoint."""
+        return _Metrics(self._checkpoints)
+
+    @property
+    def step(self) -> list[int | float | None]:
+        return [c.step for c in self._checkpoints]
+
+    @overload
+    def __getitem__(self, index: int) -> Checkpoint: ...
+    @overload
+    def __getitem__(self, index: slice) -> CheckpointList: ...
+    def __getitem__(self, index: int | slice) -> Checkpoint | CheckpointList:
+        found = self._checkpoints[index]
+        return CheckpointList(found) if isinstance(found, list) else found
+
+    def __len__(self) -> int:
+        return len(self._checkpoints)
+
+    def __repr__(self) -> str:
+        return f"<CheckpointList of {len(self)}>"
