@@ -21,7 +21,7 @@ LAYERS = (
     ("config", "ignore", "backends.base", "chunking", "compression"),
     ("model", "backends"),
     ("blobs", "records", "values", "diff", "environment", "process", "text"),
-    ("tree",),
+    ("tree", "fold"),
     ("repository", "spool"),
     ("maintenance",),
     ("recorder",),

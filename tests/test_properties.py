@@ -20,6 +20,7 @@ from replicate.backends.memory import MemoryBackend
 from replicate.blobs import Batch
 from replicate.chunking import LARGE_SPAN
 from replicate.errors import DamagedError
+from replicate.fold import fold
 from replicate.model import ExperimentRecord
 from replicate.records import (
     Event,
@@ -30,7 +31,6 @@ from replicate.records import (
     encode_event,
     encode_experiment,
     encode_value,
-    fold,
     seal_document,
     seal_event,
     unseal,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
@@ -53,7 +53,9 @@ class CheckpointRecord:
     `path` is what was passed to `checkpoint()`, relative to the project (None: no files); `tree`
     is the hash of the manifest of those files. `size` is their bytes; `stored` is how many bytes
     were new to the repository. Neither is None unless there are no files. `dropped` says that
-    there were files, and that `keep` has let them go.
+    there were files, and that `keep` has let them go. `attempt` is the number of the attempt that
+    made it; `superseded` says that a later attempt went back to before it: it is kept, and is never
+    best or latest.
     """
 
     id: str
@@ -67,6 +69,8 @@ class CheckpointRecord:
     size: int | None = None
     stored: int | None = None
     dropped: bool = False
+    attempt: int = 1
+    superseded: bool = False
 
     @property
     def primary_value(self) -> float | None:
@@ -103,6 +107,74 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a run starts from: an experiment, or one of its checkpoints."""
+
+    experiment: str
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The checkpoint that an attempt goes on from: its id, and its place in the run."""
+
+    checkpoint: str
+    attempt: int
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One go at a run: from a start of its script to the end of that process. The first is the
+    experiment's own start; each resume is another, with inputs of its own.
+
+    `from_step` is the step that it goes on after, and `restored` the checkpoint; when neither is
+    known it has begun again from the start.
+    """
+
+    number: int
+    created: datetime
+    params: Mapping[str, Value]
+    user: str
+    host: str
+    command: str
+    path: str | tuple[str, ...] | None
+    tree: str | None
+    size: int | None = None
+    stored: int | None = None
+    environment: Mapping[str, Value] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    from_step: int | float | None = None
+    restored: Restored | None = None
+    stop: Stop | None = None
+
+    def supersedes(self, attempt: int, time: datetime, step: int | float | None) -> bool:
+        """Whether what `attempt` recorded at `time` for `step` is done again by this one.
+
+        That is what the run did after the restored checkpoint, and for a later step: a metric of
+        the restored step itself is often logged just after the checkpoint, and one that is counted
+        in batches may have a larger step than a checkpoint that is counted in epochs.
+        """
+        if attempt >= self.number:
+            return False
+        back = self.restored
+        if back is not None and (attempt, time) <= (back.attempt, back.created):
+            return False
+        return self.from_step is None or step is None or not step <= self.from_step
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of an experiment's labels by a person: `kind` is tag, note, name or group, and
+    `change` what the event says of it."""
+
+    time: datetime
+    author: str
+    kind: str
+    change: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The last sign of life: how long ago, and how often one is due, both in seconds, by the
     storage's own clock. `events` counts the journal lines that each writer says it has written."""
@@ -116,7 +188,9 @@ class Heartbeat:
 class ExperimentRecord:
     """One run of a training script: its inputs, and the fold of all that happened since.
 
-    `damage` has one sentence for each part of it that is stored but cannot be read.
+    Of a run that was resumed, `attempts` has every attempt, the first one too, and the inputs are
+    those of the last; of any other it is empty. `edits` are the changes of its labels. `damage` has
+    one sentence for each part of it that is stored but cannot be read.
     """
 
     id: str
@@ -141,6 +215,9 @@ class ExperimentRecord:
     problems: tuple[str, ...] = ()
     deleted: bool = False
     damage: tuple[str, ...] = ()
+    parent: Origin | None = None
+    attempts: tuple[Attempt, ...] = ()
+    edits: tuple[Edit, ...] = ()
 
     @property
     def status(self) -> Status:
@@ -172,11 +249,50 @@ class ExperimentRecord:
         """The primary metric that the latest checkpoint with one has named."""
         return primary_metric(self.checkpoints)
 
+    @property
+    def current(self) -> tuple[CheckpointRecord, ...]:
+        """The checkpoints that no later attempt has superseded."""
+        return tuple(c for c in self.checkpoints if not c.superseded)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the last attempt, from 1."""
+        return self.attempts[-1].number if self.attempts else 1
+
+    def supersedes(self, attempt: int, time: datetime, step: int | float | None) -> bool:
+        """Whether a later attempt has done again what `attempt` recorded at `time` for `step`."""
+        return any(later.supersedes(attempt, time, step) for later in self.attempts)
+
+    def at(self, checkpoint: CheckpointRecord | None) -> ExperimentRecord:
+        """The experiment with the inputs of the attempt that made the checkpoint: its params, its
+        code, its machine. Without a checkpoint those of the last attempt."""
+        for made in self.attempts if checkpoint else ():
+            if checkpoint and made.number == checkpoint.attempt:
+                return with_inputs(self, made)
+        return self
+
+
+def with_inputs(experiment: ExperimentRecord, attempt: Attempt) -> ExperimentRecord:
+    """The experiment with the inputs of one of its attempts."""
+    return replace(
+        experiment,
+        params=attempt.params,
+        user=attempt.user,
+        host=attempt.host,
+        command=attempt.command,
+        path=attempt.path,
+        tree=attempt.tree,
+        size=attempt.size,
+        stored=attempt.stored,
+        environment=attempt.environment,
+        packages=attempt.packages,
+    )
+
 
 def primary_metric(checkpoints: Sequence[CheckpointRecord]) -> PrimaryMetric | None:
     """The primary metric named last: a person who changes their mind in a run means the new one."""
     for checkpoint in reversed(checkpoints):
-        if checkpoint.primary_metric is not None:
+        if checkpoint.primary_metric is not None and not checkpoint.superseded:
             return checkpoint.primary_metric
     return None
 
@@ -204,14 +320,14 @@ def ranking(checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
     ranked = [
         (sign * c.primary_value, -number, c)
         for number, c in enumerate(checkpoints)
-        if c.primary_metric == primary and c.primary_value is not None
+        if not c.superseded and c.primary_metric == primary and c.primary_value is not None
     ]
     return [c for _, _, c in sorted(ranked, key=lambda r: r[:2])]
 
 
 def latest(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
     """The checkpoint made last (not the one with the highest step: steps may go back)."""
-    return checkpoints[-1] if checkpoints else None
+    return next((c for c in reversed(checkpoints) if not c.superseded), None)
 
 
 def differing_params(experiments: Iterable[ExperimentRecord]) -> list[str]:

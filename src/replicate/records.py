@@ -13,8 +13,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,10 +22,13 @@ from blake3 import blake3
 
 from replicate.errors import DamagedError
 from replicate.model import (
+    Attempt,
     CheckpointRecord,
     ExceptionInfo,
     ExperimentRecord,
+    Origin,
     PrimaryMetric,
+    Restored,
     Status,
     Stop,
     Value,
@@ -160,6 +163,8 @@ def encode_experiment(record: ExperimentRecord) -> bytes:
             "stored": record.stored,
             "environment": encode_value(record.environment),
             "packages": dict(record.packages),
+            "parent": record.parent
+            and {"experiment": record.parent.experiment, "checkpoint": record.parent.checkpoint},
         }
     )
 
@@ -185,6 +190,7 @@ def decode_experiment(data: bytes, name: str) -> ExperimentRecord:
             stored=value.get("stored"),
             environment=decode_value(value.get("environment", {})),
             packages=value.get("packages", {}),
+            parent=_decode_parent(value.get("parent")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _malformed(name, error) from error
@@ -196,6 +202,10 @@ def _encode_path(path: str | tuple[str, ...] | None) -> Value:
 
 def _decode_path(path: Value) -> str | tuple[str, ...] | None:
     return tuple(path) if isinstance(path, list) else path
+
+
+def _decode_parent(parent: Mapping[str, Any] | None) -> Origin | None:
+    return Origin(parent["experiment"], parent.get("checkpoint")) if parent else None
 
 
 def _malformed(name: str, error: Exception) -> DamagedError:
@@ -214,6 +224,11 @@ class Event:
     writer: str
     number: int
     data: Mapping[str, Any]
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the run it belongs to, from 1."""
+        return int(self.data.get("attempt", 1))
 
 
 def encode_event(event: Event) -> bytes:
@@ -260,6 +275,52 @@ def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) 
         primary_metric=PrimaryMetric(primary["name"], primary["goal"]) if primary else None,
         size=data.get("size"),
         stored=data.get("stored"),
+        attempt=data.get("attempt", 1),
+    )
+
+
+def attempt_data(attempt: Attempt) -> dict[str, Value]:
+    """The data of an `attempt` event but for its number, which every event of an attempt has."""
+    back = attempt.restored
+    return {
+        "params": encode_value(attempt.params),
+        "command": attempt.command,
+        "user": attempt.user,
+        "host": attempt.host,
+        "path": _encode_path(attempt.path),
+        "tree": attempt.tree,
+        "size": attempt.size,
+        "stored": attempt.stored,
+        "environment": encode_value(attempt.environment),
+        "packages": dict(attempt.packages),
+        "from_step": encode_value(attempt.from_step),
+        "restored": back
+        and {
+            "checkpoint": back.checkpoint,
+            "attempt": back.attempt,
+            "time": encode_time(back.created),
+        },
+    }
+
+
+def decode_attempt(time: datetime, data: Mapping[str, Any]) -> Attempt:
+    """The attempt of an `attempt` event."""
+    back = data.get("restored")
+    return Attempt(
+        number=int(data["attempt"]),
+        created=time,
+        params=decode_value(data["params"]),
+        command=data["command"],
+        user=data["user"],
+        host=data["host"],
+        path=_decode_path(data["path"]),
+        tree=data["tree"],
+        size=data.get("size"),
+        stored=data.get("stored"),
+        environment=decode_value(data.get("environment", {})),
+        packages=data.get("packages", {}),
+        from_step=decode_value(data.get("from_step")),
+        restored=back and Restored(back["checkpoint"], back["attempt"], decode_time(back["time"])),
     )
 
 
@@ -279,7 +340,7 @@ def stop_data(stop: Stop) -> dict[str, Value]:
     }
 
 
-def _stop(time: datetime, data: Mapping[str, Any]) -> Stop:
+def decode_stop(time: datetime, data: Mapping[str, Any]) -> Stop:
     exception = data.get("exception")
     return Stop(
         time=time,
@@ -288,71 +349,3 @@ def _stop(time: datetime, data: Mapping[str, Any]) -> Stop:
         signal=data.get("signal"),
         exit_code=data.get("exit_code"),
     )
-
-
-def fold(inputs: ExperimentRecord, events: Iterable[Event]) -> ExperimentRecord:
-    """The experiment that `inputs` became through `events`: the same in whatever order they come.
-
-    Events of a kind that this version does not know are passed over: a later version wrote them.
-    One that is known but malformed is named in `damage`.
-    """
-    folding = _Folding(inputs)
-    for event in sorted(events, key=lambda e: (e.time, e.writer, e.number)):
-        try:
-            folding.apply(event)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            folding.damage.append(
-                f"event {event.number} of journal {event.writer} of experiment {inputs.id} "
-                f"is not in the format this version reads ({error!r})"
-            )
-    return folding.result()
-
-
-class _Folding:
-    """The state of a fold. Deletions are a set, so they hold whenever they come."""
-
-    def __init__(self, inputs: ExperimentRecord) -> None:
-        self.inputs = inputs
-        self.checkpoints: dict[str, CheckpointRecord] = {}
-        self.removed: set[str] = set()
-        self.dropped: set[str] = set()
-        self.packages = dict(inputs.packages)
-        self.stop: Stop | None = None
-        self.problems: list[str] = []
-        self.damage = list(inputs.damage)
-        self.deleted = False
-
-    def apply(self, event: Event) -> None:
-        data = event.data
-        if event.kind == "checkpoint":
-            # Recovery after a crash may write the same checkpoint again: the first stands.
-            record = decode_checkpoint(self.inputs.id, event.time, data)
-            self.checkpoints.setdefault(record.id, record)
-        elif event.kind == "packages":
-            self.packages.update(data["packages"])
-        elif event.kind == "stop":
-            self.stop = _stop(event.time, data)
-        elif event.kind == "problem":
-            self.problems.append(data["message"])
-        elif event.kind == "drop":
-            self.dropped.update(data["checkpoints"])
-        elif event.kind == "delete":
-            self.removed.update(data.get("checkpoints", ()))
-            self.deleted = self.deleted or "checkpoints" not in data
-
-    def _checkpoints(self) -> Iterator[CheckpointRecord]:
-        for id, checkpoint in self.checkpoints.items():
-            if id not in self.removed:
-                gone = id in self.dropped
-                yield replace(checkpoint, tree=None, dropped=True) if gone else checkpoint
-
-    def result(self) -> ExperimentRecord:
-        return replace(
-            self.inputs,
-            checkpoints=tuple(self._checkpoints()),
-            packages=self.packages,
-            stop=self.stop,
-            problems=tuple(self.problems),
-            deleted=self.deleted,
-            damage=tuple(self.damage),
-        )

@@ -17,6 +17,7 @@ from typing import Any
 from replicate.backends.base import Backend, Stat
 from replicate.blobs import Batch
 from replicate.errors import DamagedError, KeyNotFoundError, RepositoryError
+from replicate.fold import fold
 from replicate.model import ExperimentRecord, Heartbeat, Value
 from replicate.records import (
     Event,
@@ -26,7 +27,6 @@ from replicate.records import (
     encode_event,
     encode_experiment,
     encode_time,
-    fold,
     now,
     seal_document,
     unseal,
@@ -103,10 +103,12 @@ class Repository:
         error and changes nothing, so that recovery may repeat it."""
         self.backend.put_if_absent({_experiment_key(record.id): encode_experiment(record)})
 
-    def journal(self, experiment: str, writer: str, stream: str = "journal") -> JournalWriter:
+    def journal(
+        self, experiment: str, writer: str, stream: str = "journal", *, attempt: int = 1
+    ) -> JournalWriter:
         """A journal of an experiment, or another of its streams of events, for a writer that
-        nobody else is: a new random name."""
-        return JournalWriter(self.backend, experiment, writer, stream)
+        nobody else is: a new random name. Its events belong to that attempt of the run."""
+        return JournalWriter(self.backend, experiment, writer, stream, attempt)
 
     def beat(self, experiment: str, interval: float, events: Mapping[str, int]) -> None:
         """Say that the experiment's recorder is alive, and how many events it has written."""
@@ -223,8 +225,12 @@ class Repository:
 class JournalWriter:
     """Appends events to files that nobody else writes to."""
 
-    def __init__(self, backend: Backend, experiment: str, writer: str, stream: str) -> None:
+    def __init__(
+        self, backend: Backend, experiment: str, writer: str, stream: str, attempt: int = 1
+    ) -> None:
         self._backend = backend
+        # The first attempt goes without saying: most runs have no other.
+        self._common = {"attempt": attempt} if attempt > 1 else {}
         self._directory = f"experiments/{experiment}/{stream}"
         self.writer = writer
         self.count = 0
@@ -237,7 +243,7 @@ class JournalWriter:
         After an error nothing is counted as written, and the same call may be made again.
         """
         lines = [
-            encode_event(Event(kind, time, self.writer, self.count + i, data))
+            encode_event(Event(kind, time, self.writer, self.count + i, {**self._common, **data}))
             for i, (kind, time, data) in enumerate(events)
         ]
         if not lines:
