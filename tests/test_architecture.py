@@ -18,9 +18,9 @@ from replicate.cli import COMMANDS
 #: its own package. A package stands for all its modules, unless one of them has a row of its own.
 LAYERS = (
     ("errors",),
-    ("config", "ignore", "backends.base", "chunking", "compression"),
+    ("config", "ignore", "backends.base", "chunking", "compression", "periods"),
     ("model", "backends"),
-    ("blobs", "records", "values", "diff", "environment", "process", "text"),
+    ("blobs", "records", "values", "diff", "query", "environment", "process", "text"),
     ("tree", "fold"),
     ("repository", "spool"),
     ("maintenance",),
@@ -35,6 +35,7 @@ SHARED_BY_COMMANDS = {"options", "output", "progress", "schema", "table", "text"
 LATE = {
     ("", "replicate.*"): "the command line imports the package, and needs none of its names",
     ("maintenance", "replicate.maintenance.*"): "a run imports what it keeps, and no collector",
+    ("project.lists", "replicate.query"): "a training script chooses among no experiments",
     ("project.project", "replicate.maintenance"): "a training script does not collect or verify",
     ("recorder.client", "replicate.recorder.commit"): "only a run without a helper commits itself",
     ("recorder.client", "replicate.recorder.foreground"): "the same",

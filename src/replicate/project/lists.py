@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import overload
 
@@ -57,6 +58,48 @@ class Experiments:
         """
         return self._find(id)
 
-    def list(self, filter: Callable[[Experiment], bool] | None = None) -> ExperimentList:
-        """All experiments, the oldest first, or those for which `filter` is true."""
-        return ExperimentList([e for e in self.all() if filter is None or filter(e)])
+    def list(
+        self, filter: Callable[[Experiment], bool] | str | Sequence[str] | None = None
+    ) -> ExperimentList:
+        """All experiments, the oldest first, or those for which `filter` is true.
+
+        `filter` is a function of an experiment, or what `replicate ls --filter` takes, such as
+        "val/loss < 0.2"; of a list of texts all must hold. Raises UsageError for a text that is no
+        filter. An experiment for which a function raises is left out, with a warning; when it
+        raises for every one, so does this.
+        """
+        every = self.all()
+        if filter is None:
+            return ExperimentList(every)
+        if callable(filter):
+            return ExperimentList(_passing(every, filter))
+        from replicate.query import parse_filter, select
+
+        texts = [filter] if isinstance(filter, str) else filter
+        chosen = {r.id for r in select([e.record for e in every], [*map(parse_filter, texts)])}
+        return ExperimentList([e for e in every if e.id in chosen])
+
+
+def _passing(
+    experiments: Sequence[Experiment], filter: Callable[[Experiment], bool]
+) -> list[Experiment]:
+    """Those for which the function is true. One that only some runs have an answer for, such as a
+    best checkpoint's metric, still finds the others."""
+    found: list[Experiment] = []
+    failed: list[tuple[Experiment, Exception]] = []
+    for experiment in experiments:
+        try:
+            if filter(experiment):
+                found.append(experiment)
+        except Exception as raised:
+            failed.append((experiment, raised))
+    if failed:
+        experiment, error = failed[0]
+        if len(failed) == len(experiments):
+            raise error
+        warnings.warn(
+            f"left out {len(failed)} of {len(experiments)} experiments, for which the filter "
+            f"raised; the first is {experiment.short_id} with {error!r}",
+            stacklevel=3,
+        )
+    return found
