@@ -87,6 +87,15 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """Metrics at a moment of a run: one call of `log()`, or what a checkpoint had."""
+
+    time: datetime
+    step: int | float | None
+    metrics: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
 class ExceptionInfo:
     """The exception that ended a run."""
 
