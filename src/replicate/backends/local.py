@@ -13,10 +13,19 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from uuid import uuid4
 
-from replicate.backends.base import Backend, Content, Stat, validate_key, validate_prefix
+from replicate.backends.base import (
+    MAX_KEY_LENGTH,
+    Backend,
+    Content,
+    Stat,
+    validate_key,
+    validate_prefix,
+)
 from replicate.backends.files import (
     NO_FILE,
     explained,
@@ -239,11 +248,12 @@ class LocalBackend(Backend):
                 if key > after or after.startswith(key):
                     yield from self._walk(key, after)
             elif key > after:
-                with explained("read", self._root / key):
-                    try:
-                        found = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # deleted since we read the directory
-                        continue
+                try:
+                    found = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # deleted since we read the directory
+                    continue
+                except OSError as error:
+                    raise storage_error("read", self._root / key, error) from error
                 yield _stat(key, found)
 
     # Deleting what nobody has touched
@@ -306,8 +316,9 @@ class LocalBackend(Backend):
 
 
 def _stat(key: str, found: os.stat_result) -> Stat:
-    # The inode tells two files apart that `put` has written within one tick of the clock.
-    version = f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+    # The inode tells two files apart that `put` has written within one tick of the clock; the time
+    # of the last change of any kind tells that bytes were replaced by a tool that keeps the mtime.
+    version = f"{found.st_ino}-{found.st_mtime_ns}-{found.st_ctime_ns}-{found.st_size}"
     return Stat(key, found.st_size, found.st_mtime, version)
 
 
@@ -317,24 +328,31 @@ def _entries(root: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     The final slash puts `a.json` before `a/b`, as the whole keys are. Links are not followed, and
     what has no valid key is not ours (`.tmp`, `.trash`, `.DS_Store`).
     """
+    # A listing of many experiments passes here for each of its directories: no more than it takes.
     found = []
-    with (
-        explained("list", root / prefix),
-        suppress(*NO_FILE),
-        os.scandir(root / prefix) as entries,
-    ):
-        for entry in entries:
-            key = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False) and _is_key(key):
-                found.append((key + "/", entry))
-            elif entry.is_file(follow_symlinks=False) and _is_key(key):
-                found.append((key, entry))
-    return iter(sorted(found, key=lambda pair: pair[0]))
-
-
-def _is_key(key: str) -> bool:
+    longest = MAX_KEY_LENGTH - len(prefix)
     try:
-        validate_key(key)
+        with os.scandir(f"{root}/{prefix}") as entries:
+            for entry in entries:
+                name = entry.name
+                if len(name) <= longest and _is_name(name):
+                    if entry.is_dir(follow_symlinks=False):
+                        found.append((f"{prefix}{name}/", entry))
+                    elif entry.is_file(follow_symlinks=False):
+                        found.append((prefix + name, entry))
+    except NO_FILE:  # it is gone, or was never there
+        return iter(())
+    except OSError as error:
+        raise storage_error("list", root / prefix, error) from error
+    found.sort(key=itemgetter(0))
+    return iter(found)
+
+
+@lru_cache(maxsize=1024)
+def _is_name(name: str) -> bool:
+    """Whether `name` can be one component of a key."""
+    try:
+        validate_key(name)
     except UsageError:
         return False
     return True
