@@ -29,6 +29,8 @@ else:
     import fcntl
 
 _SUFFIX = ".job"
+#: The file with the number of the attempt, where that is not the first.
+_ATTEMPT = "attempt"
 #: Memory of mapped files is given back in steps of this many bytes, a multiple of every page size.
 _RELEASE = 16 << 20
 
@@ -59,16 +61,28 @@ class Spool:
         """The id of the experiment that these jobs belong to."""
         return self.directory.name
 
-    def create(self) -> int:
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the run these jobs belong to, from 1."""
+        try:
+            return int((self.directory / _ATTEMPT).read_text())
+        except FileNotFoundError:
+            return 1
+
+    def create(self, attempt: int = 1) -> int:
         """Make the directory and lock it; return the lock, a descriptor that holds it until the
-        last process that has it closes it or dies."""
+        last process that has it closes it or dies. Raises OSError when there is one already, and
+        leaves that as it is."""
         # Under a name that nobody looks at, so that it is locked before it can be found.
-        hidden = Spool(self.directory.with_name(f".{self.directory.name}"))
+        name = f".{self.directory.name}-{os.urandom(4).hex()}"
+        hidden = Spool(self.directory.with_name(name))
         hidden.directory.mkdir(parents=True)
         lock = None
         try:
             lock = hidden.try_lock()
             assert lock is not None
+            if attempt > 1:
+                (hidden.directory / _ATTEMPT).write_text(str(attempt))
             os.rename(hidden.directory, self.directory)
         except BaseException:
             if lock is not None:

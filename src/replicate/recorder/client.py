@@ -19,10 +19,17 @@ from weakref import WeakSet
 from replicate.backends.base import Content
 from replicate.config import Keep
 from replicate.errors import StorageError
-from replicate.model import CheckpointRecord, ExperimentRecord, Stop, Value
+from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, Stop, Value
 from replicate.recorder import capture
 from replicate.recorder.link import HelperGone, HelperLink, Saver
-from replicate.records import checkpoint_data, encode_experiment, encode_time, stop_data
+from replicate.records import (
+    attempt_data,
+    checkpoint_data,
+    encode_experiment,
+    encode_time,
+    new_id,
+    stop_data,
+)
 from replicate.repository import Repository
 from replicate.spool import Spool, job_header
 from replicate.tree import Listing, Selected
@@ -74,17 +81,20 @@ class Recorder:
 
     # ------------------------------------------------------------ the calls of a run
 
-    def begin(self, record: ExperimentRecord, listing: Listing | None, modules: list[str]) -> None:
-        """Spool the run's inputs and start the helper. Raises StorageError when it cannot, and
-        leaves nothing behind."""
-        inputs = encode_experiment(record).decode()
+    def begin(
+        self, inputs: ExperimentRecord | Attempt, listing: Listing | None, modules: list[str]
+    ) -> None:
+        """Spool the inputs of a run, or of another attempt at one, and start the helper. Raises
+        StorageError when it cannot, and leaves nothing behind."""
+        header = _inputs_header(inputs, modules)
         try:
-            self._lock_descriptor = self._spool.create()
+            self._lock_descriptor = self._spool.create(
+                inputs.number if isinstance(inputs, Attempt) else 1
+            )
             self._start_helper()
             name = self._spool.next_name()
             files, data, problems = self._take_files(name, listing)
-            header = job_header("experiment", record=inputs, modules=modules, **files)
-            self._spool.add(name, header, data)
+            self._spool.add(name, {**header, **files}, data)
         except BaseException as error:
             self._abandon()
             if isinstance(error, OSError):
@@ -102,9 +112,9 @@ class Recorder:
         """The run is not recorded after all."""
         if self._saver is not None:
             self._saver.close(at_exit=False)
-        if self._lock_descriptor >= 0:
+        if self._lock_descriptor >= 0:  # without it the spool, if there is one, is another's
             os.close(self._lock_descriptor)
-        self._spool.destroy()
+            self._spool.destroy()
 
     def checkpoint(self, record: CheckpointRecord, listing: Listing | None) -> None:
         """Spool a checkpoint. Its files may be changed as soon as this returns."""
@@ -127,6 +137,14 @@ class Recorder:
         self.report(message)
         with self._guarded("a problem"):
             self._add_event("problem", {"message": message})
+
+    def edit(self, kind: str, data: Mapping[str, Value]) -> None:
+        """Record a change of the experiment's labels."""
+        if self.stopped:
+            self.report(f"a {kind} came after stop(): it is not recorded")
+            return
+        with self._guarded(f"a {kind}"):
+            self._add_event(kind, data)
 
     def packages(self, modules: list[str]) -> None:
         """Record the packages of modules that were imported since the run began."""
@@ -365,6 +383,14 @@ class Recorder:
         the spool is the parent's and the helper's."""
         self._lock = threading.RLock()
         os.close(self._lock_descriptor)
+
+
+def _inputs_header(inputs: ExperimentRecord | Attempt, modules: list[str]) -> dict[str, Value]:
+    if isinstance(inputs, Attempt):
+        data = {"id": new_id(), **attempt_data(inputs)}
+        return {**job_header("attempt", data=data, modules=modules)}
+    record = encode_experiment(inputs).decode()
+    return job_header("experiment", record=record, modules=modules)
 
 
 class _Waiting:

@@ -23,7 +23,14 @@ from replicate.model import Status, Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
 from replicate.recorder.retention import Retention
-from replicate.records import decode_checkpoint, decode_experiment, decode_time, new_id, now
+from replicate.records import (
+    decode_checkpoint,
+    decode_experiment,
+    decode_time,
+    encode_value,
+    new_id,
+    now,
+)
 from replicate.repository import JournalWriter, Repository
 from replicate.spool import Job, Spool, mapped
 from replicate.tree import Source, add_tree
@@ -74,10 +81,18 @@ class Committer:
         self._retention = Retention(repository, spool.experiment, keep) if keep else None
         self._journal: JournalWriter | None = None
         self._late = False
-        #: Whether experiment.json is there, without which nobody should write anything else.
-        self.created = repository.has(spool.experiment)
+        #: Which attempt of the run this is: all that is written here belongs to it.
+        self.attempt = spool.attempt
+        #: Whether the attempt's inputs are there, without which nobody should write anything else.
+        self.created = self._has_begun()
         #: Whether this committer has recorded the run's end.
         self.stopped = False
+
+    def _has_begun(self) -> bool:
+        id = self._spool.experiment
+        if not self._repository.has(id):
+            return False
+        return self.attempt == 1 or self._repository.experiment(id).attempt >= self.attempt
 
     @property
     def events(self) -> dict[str, int]:
@@ -114,7 +129,9 @@ class Committer:
         """Commit events that were not spooled, such as how the process ended."""
         if self._journal is None:
             name = new_id()[:16]
-            self._journal = self._repository.journal(self._spool.experiment, name)
+            self._journal = self._repository.journal(
+                self._spool.experiment, name, attempt=self.attempt
+            )
         self._journal.append(events)
         self.stopped = self.stopped or any(kind == "stop" for kind, _, _ in events)
 
@@ -205,6 +222,8 @@ class Committer:
             kind = draft.header["kind"]
             if kind == "experiment":
                 self._create(draft, outcome, directory)
+            elif kind == "attempt":
+                self._begin_attempt(draft, outcome, directory)
             elif kind == "packages":
                 found = environment.packages(draft.header["modules"])
                 events.append(("packages", draft.time, {"packages": found}))
@@ -231,14 +250,28 @@ class Committer:
 
     def _create(self, draft: _Draft, outcome: Mapping[str, Any], directory: Path | None) -> None:
         record = decode_experiment(draft.header["record"].encode(), "the spooled experiment")
-        facts = environment.machine()
-        if directory is not None:
-            facts["git"] = environment.git(directory)
-        packages = environment.packages(draft.header["modules"])
-        record = replace(record, environment=facts, packages=packages, **outcome)
+        record = replace(record, **_surroundings(draft, directory), **outcome)
         self._repository.create_experiment(record)
         self.created = True
         self.beat(INTERVAL)  # at once: a run that has only begun must not look lost
+
+    def _begin_attempt(
+        self, draft: _Draft, outcome: Mapping[str, Any], directory: Path | None
+    ) -> None:
+        self.created = True
+        self.beat(INTERVAL)  # before the event, from which on its status is what the beat says
+        facts = encode_value(_surroundings(draft, directory))
+        self.record(("attempt", draft.time, {**draft.header["data"], **facts, **outcome}))
+        if self._retention is not None:
+            self._retention.reload()
+
+
+def _surroundings(draft: _Draft, directory: Path | None) -> dict[str, Any]:
+    """The machine and the packages of a run; its git repository while the run is alive."""
+    facts = environment.machine()
+    if directory is not None:
+        facts["git"] = environment.git(directory)
+    return {"environment": facts, "packages": environment.packages(draft.header["modules"])}
 
 
 def _only(kind: str, outcome: Mapping[str, Value]) -> Mapping[str, Value]:

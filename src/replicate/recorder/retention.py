@@ -18,15 +18,17 @@ _WORTH_COLLECTING = 64 << 20
 def to_drop(keep: Keep, checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
     """The checkpoints whose files `keep` does not name, and that still have them.
 
-    Those without files do not count, so that metrics alone take no file's place. The latest one
-    with files always keeps them. While none has a value of the primary metric, `best` cannot tell
-    which to let go, and all stay.
+    Those without files do not count, so that metrics alone take no file's place; nor do those that
+    a later attempt has superseded, as long as there are others. The latest one with files always
+    keeps them. While none has a value of the primary metric, `best` cannot tell which to let go,
+    and all stay.
     """
     candidates = [c for c in checkpoints if c.tree is not None]
     ranked = ranking(candidates)
     if keep.best is not None and not ranked:
         return []
-    kept = {c.id for c in candidates[-(keep.last or 1) :]}
+    current = [c for c in candidates if not c.superseded] or candidates
+    kept = {c.id for c in current[-(keep.last or 1) :]}
     kept |= {c.id for c in ranked[: keep.best or 0]}
     if keep.every is not None:
         kept |= {c.id for c in candidates if c.step is not None and c.step % keep.every == 0}
@@ -43,9 +45,13 @@ class Retention:
         self._checkpoints: dict[str, CheckpointRecord] = {}
         self._doomed: set[str] = set()
         self._waiting = 0
-        if repository.has(experiment):  # a helper that died has begun
-            record = repository.experiment(experiment)
-            self._checkpoints = {c.id: c for c in record.checkpoints}
+        if repository.has(experiment):  # a helper that died has begun, or an earlier attempt
+            self.reload()
+
+    def reload(self) -> None:
+        """Read again which checkpoints there are, and which of them are superseded by now."""
+        record = self._repository.experiment(self._experiment)
+        self._checkpoints = {c.id: c for c in record.checkpoints}
 
     def add(self, checkpoints: Sequence[CheckpointRecord]) -> list[str]:
         """Take note of new checkpoints; return the ids of those whose files are to go now."""
