@@ -8,11 +8,11 @@ the dashboard all call them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 #: What JSON can hold, with NaN and the infinities.
 Value = Any
@@ -86,6 +86,54 @@ class CheckpointRecord:
             return None
 
 
+class LazyCheckpoints(Sequence[CheckpointRecord]):
+    """Checkpoints of which those that a list of experiments shows are at hand: the best, the latest
+    and their number. All of them are what `load` gives, once somebody asks for another."""
+
+    __slots__ = ("_count", "_load", "_loaded", "best", "latest", "primary_metric")
+
+    def __init__(
+        self,
+        count: int,
+        best: CheckpointRecord | None,
+        latest: CheckpointRecord | None,
+        primary_metric: PrimaryMetric | None,
+        load: Callable[[], Sequence[CheckpointRecord]],
+    ) -> None:
+        self.best = best
+        self.latest = latest
+        self.primary_metric = primary_metric
+        self._count = count
+        self._load = load
+        self._loaded: Sequence[CheckpointRecord] | None = None
+
+    def _all(self) -> Sequence[CheckpointRecord]:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+    @overload
+    def __getitem__(self, index: int) -> CheckpointRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[CheckpointRecord]: ...
+    def __getitem__(self, index: int | slice) -> CheckpointRecord | Sequence[CheckpointRecord]:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[CheckpointRecord]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return self._count if self._loaded is None else len(self._loaded)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<LazyCheckpoints of {len(self)}>"
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """Metrics at a moment of a run: one call of `log()`, or what a checkpoint had."""
@@ -157,17 +205,21 @@ class Attempt:
     restored: Restored | None = None
     stop: Stop | None = None
 
-    def supersedes(self, attempt: int, time: datetime, step: int | float | None) -> bool:
-        """Whether what `attempt` recorded at `time` for `step` is done again by this one.
+    @property
+    def predecessor(self) -> int | None:
+        """The number of the attempt that this one goes on from; None when it begins again."""
+        if self.restored is not None:
+            return self.restored.attempt
+        return None if self.from_step is None else self.number - 1
 
-        That is what the run did after the restored checkpoint, and for a later step: a metric of
-        the restored step itself is often logged just after the checkpoint, and one that is counted
-        in batches may have a larger step than a checkpoint that is counted in epochs.
+    def redoes(self, time: datetime, step: int | float | None) -> bool:
+        """Whether it does again what its predecessor recorded at `time` for `step`.
+
+        That is what was done after the restored checkpoint, and for a later step: a metric of the
+        restored step itself is often logged just after the checkpoint, and one that is counted in
+        batches may have a larger step than a checkpoint that is counted in epochs.
         """
-        if attempt >= self.number:
-            return False
-        back = self.restored
-        if back is not None and (attempt, time) <= (back.attempt, back.created):
+        if self.restored is not None and time <= self.restored.created:
             return False
         return self.from_step is None or step is None or not step <= self.from_step
 
@@ -218,7 +270,7 @@ class ExperimentRecord:
     packages: Mapping[str, str] = field(default_factory=dict)
     size: int | None = None
     stored: int | None = None
-    checkpoints: tuple[CheckpointRecord, ...] = ()
+    checkpoints: Sequence[CheckpointRecord] = ()
     stop: Stop | None = None
     heartbeat: Heartbeat | None = None
     problems: tuple[str, ...] = ()
@@ -269,8 +321,19 @@ class ExperimentRecord:
         return self.attempts[-1].number if self.attempts else 1
 
     def supersedes(self, attempt: int, time: datetime, step: int | float | None) -> bool:
-        """Whether a later attempt has done again what `attempt` recorded at `time` for `step`."""
-        return any(later.supersedes(attempt, time, step) for later in self.attempts)
+        """Whether what `attempt` recorded at `time` for `step` is not on the way from the start of
+        the run to its last attempt: later ones have gone back to before it."""
+        by_number = {a.number: a for a in self.attempts}
+        last = by_number.get(self.attempt)
+        while last is not None and attempt < last.number:
+            before = last.predecessor
+            if before is None or attempt > before:
+                return True
+            # Without a known checkpoint only steps can tell, and those of every earlier attempt.
+            if (attempt == before or last.restored is None) and last.redoes(time, step):
+                return True
+            last = by_number.get(before)
+        return False
 
     def at(self, checkpoint: CheckpointRecord | None) -> ExperimentRecord:
         """The experiment with the inputs of the attempt that made the checkpoint: its params, its
@@ -300,6 +363,8 @@ def with_inputs(experiment: ExperimentRecord, attempt: Attempt) -> ExperimentRec
 
 def primary_metric(checkpoints: Sequence[CheckpointRecord]) -> PrimaryMetric | None:
     """The primary metric named last: a person who changes their mind in a run means the new one."""
+    if isinstance(checkpoints, LazyCheckpoints):
+        return checkpoints.primary_metric
     for checkpoint in reversed(checkpoints):
         if checkpoint.primary_metric is not None and not checkpoint.superseded:
             return checkpoint.primary_metric
@@ -311,6 +376,8 @@ def best(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
 
     None when no checkpoint has one; see `ranking`.
     """
+    if isinstance(checkpoints, LazyCheckpoints):
+        return checkpoints.best
     ranked = ranking(checkpoints)
     return ranked[0] if ranked else None
 
@@ -327,15 +394,19 @@ def ranking(checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
         return []
     sign = 1 if primary.goal == "minimize" else -1
     ranked = [
-        (sign * c.primary_value, -number, c)
+        (sign * value, -number, c)
         for number, c in enumerate(checkpoints)
-        if not c.superseded and c.primary_metric == primary and c.primary_value is not None
+        if not c.superseded
+        and (c.primary_metric is primary or c.primary_metric == primary)
+        and (value := c.primary_value) is not None
     ]
     return [c for _, _, c in sorted(ranked, key=lambda r: r[:2])]
 
 
 def latest(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
     """The checkpoint made last (not the one with the highest step: steps may go back)."""
+    if isinstance(checkpoints, LazyCheckpoints):
+        return checkpoints.latest
     return next((c for c in reversed(checkpoints) if not c.superseded), None)
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from blake3 import blake3
@@ -35,6 +36,11 @@ from replicate.model import (
 )
 
 _CHECK = re.compile(rb',\s*"check":\s*"([0-9a-f]{16})"\s*\}\s*\Z')
+#: How every event ends that this library has written: `,"check":"0123456789abcdef"}`.
+_SEAL, _SEAL_SIZE = b',"check":"', 28
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+# As json.loads, without its guesses at encodings, which cost as much as the decoding of an event.
+_parse = json.JSONDecoder().raw_decode
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -71,13 +77,16 @@ def encode_value(value: Value) -> Value:
 
 def decode_value(value: Value) -> Value:
     """The inverse of `encode_value`."""
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, dict):
         if len(value) == 1:
             if "$float" in value:
                 return _NONFINITE[value["$float"]]
             if "$dict" in value:
                 return {k: decode_value(v) for k, v in value["$dict"].items()}
-        return {k: decode_value(v) for k, v in value.items()}
+        # Most values are scalars, and a journal has hundreds: they are not worth a call each.
+        return {k: v if type(v) in _SCALARS else decode_value(v) for k, v in value.items()}
     if isinstance(value, list):
         return [decode_value(v) for v in value]
     return value
@@ -121,18 +130,24 @@ def seal_event(value: Mapping[str, Value]) -> bytes:
 
 def unseal(data: bytes, name: str) -> dict[str, Any]:
     """The value of a sealed document or event. Raises DamagedError, calling it `name`."""
-    found = _CHECK.search(data)
-    if found is None:
+    if data.startswith(_SEAL, -_SEAL_SIZE) and data.endswith(b'"}'):
+        body, check = data[:-_SEAL_SIZE], data[-18:-2]
+    elif found := _CHECK.search(data):
+        body, check = data[: found.start()], found[1]
+    else:
         raise DamagedError(f"{name} is damaged: it does not end with a checksum")
-    body = data[: found.start()]
-    if _digest(body) != found[1]:
+    if _digest(body) != check:
         raise DamagedError(f"{name} is damaged: its checksum does not match")
     try:
-        value = json.loads(body + b"}")
+        return _object(body.decode().lstrip() + "}")
     except (ValueError, RecursionError) as error:  # sealed, but by somebody who is not this library
         raise _malformed(name, error) from error
-    if not isinstance(value, dict):
-        raise DamagedError(f"{name} is damaged: it is not a JSON object")
+
+
+def _object(text: str) -> dict[str, Any]:
+    value, end = _parse(text)
+    if end != len(text) or not isinstance(value, dict):
+        raise ValueError("not one JSON object")
     return value
 
 
@@ -261,6 +276,10 @@ def checkpoint_data(record: CheckpointRecord) -> dict[str, Value]:
     }
 
 
+# A run names the same one at each of its checkpoints.
+_primary_metric = lru_cache(maxsize=64)(PrimaryMetric)
+
+
 def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) -> CheckpointRecord:
     """The checkpoint of a `checkpoint` event."""
     primary = data.get("primary_metric")
@@ -272,7 +291,7 @@ def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) 
         path=_decode_path(data["path"]),
         tree=data["tree"],
         metrics=decode_value(data["metrics"]),
-        primary_metric=PrimaryMetric(primary["name"], primary["goal"]) if primary else None,
+        primary_metric=_primary_metric(primary["name"], primary["goal"]) if primary else None,
         size=data.get("size"),
         stored=data.get("stored"),
         attempt=data.get("attempt", 1),
