@@ -21,7 +21,7 @@ LAYERS = (
     ("config", "ignore", "backends.base", "chunking", "compression", "periods"),
     ("model", "backends"),
     ("blobs", "records", "values", "diff", "query", "environment", "process", "text"),
-    ("tree", "fold"),
+    ("tree", "fold", "analysis"),
     ("repository", "spool"),
     ("maintenance",),
     ("recorder",),
@@ -30,10 +30,14 @@ LAYERS = (
     ("", "__main__"),  # the package itself, whose names are those of `api` and `project`
 )
 #: What the commands of the command line share. No command imports another.
-SHARED_BY_COMMANDS = {"options", "output", "progress", "schema", "table", "text"}
+SHARED_BY_COMMANDS = {
+    *("options", "output", "progress", "schema", "table", "text"),
+    *("listing", "selection"),
+}
 #: Imports inside functions: who has one, of what, and why it is not at the top.
 LATE = {
     ("", "replicate.*"): "the command line imports the package, and needs none of its names",
+    ("analysis", "replicate.analysis.*"): "a training script draws nothing",
     ("maintenance", "replicate.maintenance.*"): "a run imports what it keeps, and no collector",
     ("project.lists", "replicate.query"): "a training script chooses among no experiments",
     ("project.project", "replicate.maintenance"): "a training script does not collect or verify",

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from replicate.cli import COMMANDS, LazyGroup, main, text
 from replicate.cli.checkout import done_lines, question_lines
 from replicate.cli.diff import code_lines, side_by_side
-from replicate.cli.ls import reductions, show_table, table_columns
+from replicate.cli.listing import reductions, show_table, table_columns
 from replicate.cli.output import Output
 from replicate.cli.schema import comparison_json, experiment_with_checkpoints_json, value_json
 from replicate.cli.show import (

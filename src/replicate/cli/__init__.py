@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
-from click.shell_completion import shell_complete
 
 import replicate
 from replicate.cli.output import DONE, Output, finish, reader_is_gone
@@ -22,6 +21,7 @@ from replicate.cli.output import DONE, Output, finish, reader_is_gone
 #: is the function `x` of the module `replicate.cli.x`.
 COMMANDS: Mapping[str, str] = {
     "ls": "List experiments.",
+    "ps": "List experiments that are running.",
     "show": "Show everything about an experiment or a checkpoint.",
     "diff": "Compare two checkpoints: params, metrics, packages and code.",
     "checkout": "Copy the code and files of a checkpoint into a directory.",
@@ -30,8 +30,9 @@ COMMANDS: Mapping[str, str] = {
     "gc": "Remove what no experiment needs any more.",
     "verify": "Check that everything that was saved can be had back.",
     "recover": "Finish saving what a run had not saved when it was cut off.",
+    "completion": "Print a script that completes commands, ids and names in a shell.",
 }
-ALIASES: Mapping[str, str] = {"list": "ls", "delete": "rm"}
+ALIASES: Mapping[str, str] = {"list": "ls", "processes": "ps", "delete": "rm"}
 
 
 class LazyGroup(click.Group):
@@ -79,7 +80,9 @@ class LazyGroup(click.Group):
         """
         name = prog_name or "replicate"
         if instruction := os.environ.get("_REPLICATE_COMPLETE"):
-            sys.exit(shell_complete(self, {}, name, "_REPLICATE_COMPLETE", instruction))
+            completion = importlib.import_module("replicate.cli.completion")
+            click.echo(completion.answer(self, instruction).encode(errors="replace"), nl=False)
+            sys.exit(DONE)
         output = Output.standard()
         try:
             words = list(sys.argv[1:] if args is None else args)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from replicate.cli import text
-from replicate.cli.options import location
+from replicate.cli.options import ID, location
 from replicate.cli.output import Output
 from replicate.errors import UsageError
 from replicate.model import short
@@ -19,7 +19,7 @@ _MAX_NAMES = 3
 
 
 @click.command()
-@click.argument("id", required=False)
+@click.argument("id", type=ID, metavar="[ID]", required=False)
 @click.option("-o", "--output", "target", metavar="DIR", help="Where to, if not into the project.")
 @click.option("--path", "paths", metavar="FILE", multiple=True, help="Only this; may be repeated.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite without asking.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from replicate.cli import text
-from replicate.cli.options import location
+from replicate.cli.options import ID, location
 from replicate.cli.output import Output
 from replicate.cli.schema import comparison_json
 from replicate.cli.table import Paint, cut, pad, text_width, unpainted
@@ -24,8 +24,8 @@ _LINE_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 
 
 @click.command()
-@click.argument("left")
-@click.argument("right")
+@click.argument("left", type=ID, metavar="LEFT")
+@click.argument("right", type=ID, metavar="RIGHT")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location
 @click.pass_obj

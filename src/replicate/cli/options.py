@@ -1,14 +1,22 @@
-"""The options that commands share: where the project and its repository are."""
+"""The options and arguments that commands share: where the project and its repository are, and the
+kinds of words that a shell can complete from what is stored there."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from replicate.cli import text
+from replicate.model import SHORT_ID, ExperimentRecord, short
 from replicate.project import Project
+from replicate.query import OPERATORS, Filter, Sort, names, parse_filter, parse_sort
+
+#: So many ids are offered before their first digit is typed: more than a person looks through.
+_MAX_IDS = 100
 
 
 def location(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -16,7 +24,11 @@ def location(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option("-R", "--repository", metavar="URL", help="The repository, if not the project's.")
     @click.option(
-        "-D", "--directory", metavar="DIR", help="The project's directory, if not found from here."
+        "-D",
+        "--directory",
+        metavar="DIR",
+        shell_complete=lambda *where: [CompletionItem(where[-1], type="dir")],
+        help="The project's directory, if not found from here.",
     )
     @functools.wraps(command)
     def with_project(
@@ -26,3 +38,109 @@ def location(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, project=project, **options)
 
     return with_project
+
+
+def _records(context: click.Context) -> list[ExperimentRecord]:
+    """The experiments that the words before the one being completed point to."""
+    where = {key: context.params.get(key) for key in ("repository", "directory")}
+    return Project(**where).records()
+
+
+class _Word(click.ParamType):  # type: ignore[type-arg]  # generic in later versions only
+    """A word with a meaning of its own, which a shell can complete."""
+
+
+class _Id(_Word):
+    """The beginning of an id of an experiment or a checkpoint."""
+
+    name = "id"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The newest first: experiments with their command, then checkpoints with their step."""
+        records = [*reversed(_records(ctx))]
+        known = [(id, help) for id, help in _ids(records) if id.startswith(incomplete)]
+        brief = {short(id) for id, _ in known}
+        whole = len(incomplete) >= SHORT_ID or len(brief) < len(known)
+        items = [CompletionItem(id if whole else short(id), help=help) for id, help in known]
+        return items if incomplete else items[:_MAX_IDS]
+
+
+def _ids(records: Sequence[ExperimentRecord]) -> Iterator[tuple[str, str]]:
+    for experiment in records:
+        yield experiment.id, text.escape(experiment.name or experiment.command)
+    for experiment in records:
+        for checkpoint in reversed(experiment.checkpoints):
+            step = "" if checkpoint.step is None else f", step {text.step(checkpoint.step)}"
+            yield checkpoint.id, f"checkpoint of {short(experiment.id)}{step}"
+
+
+def _items(values: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(value) for value in values if value.startswith(incomplete)]
+
+
+class _Filter(_Word):
+    """A filter, `name operator value`."""
+
+    name = "filter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The filter. Raises UsageError."""
+        return value if isinstance(value, Filter) else parse_filter(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names, and when it is clear which one is meant its operators."""
+        known = names(_records(ctx))
+        meant = [name for name in known if name.startswith(incomplete)]
+        if len(meant) > 1:
+            return _items(meant, incomplete)
+        return _items((f"{name} {sign}" for name in known for sign in OPERATORS), incomplete)
+
+
+class _Sort(_Word):
+    """A name to sort by, with -desc or -asc or neither."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The order. Raises UsageError."""
+        return value if isinstance(value, Sort) else parse_sort(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names, and when it is clear which one is meant its two directions."""
+        known = names(_records(ctx))
+        meant = _items(known, incomplete)
+        return meant if len(meant) > 1 else _items(_directions(known), incomplete)
+
+
+def _directions(known: Iterable[str]) -> Iterator[str]:
+    for name in known:
+        yield from (name, f"{name}-desc")
+
+
+class _Columns(_Word):
+    """Names with commas between them."""
+
+    name = "name,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The names, as a tuple."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(name for name in map(str.strip, value.split(",")) if name)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that are not among those before the last comma."""
+        before, comma, _ = incomplete.rpartition(",")
+        more = [name for name in names(_records(ctx)) if name not in before.split(",")]
+        return _items((f"{before}{comma}{name}" for name in more), incomplete)
+
+
+ID, FILTER, SORT, COLUMNS = _Id(), _Filter(), _Sort(), _Columns()

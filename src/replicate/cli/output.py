@@ -105,10 +105,22 @@ class Output:
 
     def json(self, value: Any) -> None:
         """Write one JSON document, indented, that is valid whatever the encoding of stdout is."""
+        self._write(self._stdout, self._as_json(value))
+
+    def json_list(self, values: Iterable[Any]) -> None:
+        """Write a JSON list as `json` does, each element as soon as it comes."""
+        mark = "["
+        for value in values:
+            element = self._as_json([value]).removeprefix("[").removesuffix("\n]")
+            self._stdout.write(mark + element)
+            mark = ","
+        self._write(self._stdout, "[]" if mark == "[" else "\n]")
+
+    def _as_json(self, value: Any) -> str:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-        if not _can_write(self._stdout, text):
-            text = json.dumps(value, indent=2, allow_nan=False)
-        self._write(self._stdout, text)
+        if _can_write(self._stdout, text):
+            return text
+        return json.dumps(value, indent=2, allow_nan=False)
 
     # ---------------------------------------------------------------- words, on stderr
 

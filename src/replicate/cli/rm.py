@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from replicate.cli import text
-from replicate.cli.options import location
+from replicate.cli.options import ID, location
 from replicate.cli.output import FAILED, Output
 from replicate.maintenance import RemovalPlan, Removed
 from replicate.model import CheckpointRecord, ExperimentRecord, Status, short
@@ -17,7 +17,7 @@ _MAX_COMMAND = 40
 
 
 @click.command()
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", type=ID, metavar="ID...", nargs=-1, required=True)
 @click.option("-f", "--force", is_flag=True, help="Do not ask, and delete running experiments too.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be deleted.")
 @location

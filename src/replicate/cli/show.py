@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import click
 
 from replicate.cli import text
-from replicate.cli.options import location
+from replicate.cli.options import ID, location
 from replicate.cli.output import Output
 from replicate.cli.schema import (
     checkpoint_with_experiment_json,
@@ -54,7 +54,7 @@ _MAX_PACKAGES = 5
 
 
 @click.command()
-@click.argument("id")
+@click.argument("id", type=ID, metavar="ID")
 @click.option("-a", "--all", "every", is_flag=True, help="Leave nothing out.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location

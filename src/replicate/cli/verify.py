@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from replicate.cli import text
-from replicate.cli.options import location
+from replicate.cli.options import ID, location
 from replicate.cli.output import FAILED, Output
 from replicate.cli.progress import counter
 from replicate.maintenance import Damage, Holder, Verification
@@ -20,7 +20,7 @@ _MAX_HURT = 5
 
 
 @click.command()
-@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.argument("ids", type=ID, metavar="[ID]...", nargs=-1)
 @click.option("--full", is_flag=True, help="Read and hash every byte, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location

@@ -1,0 +1,103 @@
+"""`replicate completion`: the script with which a shell completes commands, ids and names, and the
+answers that the script asks for. Whatever goes wrong, a person who presses Tab sees nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import click
+from click.shell_completion import BashComplete, CompletionItem, FishComplete, ZshComplete
+
+from replicate.cli.output import Output
+
+VARIABLE = "_REPLICATE_COMPLETE"
+
+_BASH = """\
+%(complete_func)s() {
+    local IFS=$'\\n' answer type value
+    COMPREPLY=()
+    answer=$(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD \\
+        %(complete_var)s=bash_complete "$1" 2>/dev/null)
+    while IFS=, read -r type value; do
+        case $type in
+            plain) COMPREPLY+=("$value") ;;
+            dir) compopt -o dirnames 2>/dev/null ;;
+            file) compopt -o default 2>/dev/null ;;
+        esac
+    done <<< "$answer"
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s 2>/dev/null ||
+    complete -F %(complete_func)s %(prog_name)s
+"""
+
+
+class _Bash(BashComplete):
+    """As click's, for names with spaces too, and for the bash 3.2 of macOS."""
+
+    source_template = _BASH
+
+    @staticmethod
+    def _check_version() -> None:
+        """Any bash will do."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the one to complete, without the = that bash takes for a word."""
+        words, incomplete = super().get_completion_args()
+        return [word for word in words if word != "="], incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """The word as it has to stand in the command line: bash inserts it as it is."""
+        return f"{item.type},{self._quoted(str(item.value)) if item.type == 'plain' else ''}"
+
+    def _quoted(self, value: str) -> str:
+        """The value behind an opening quote, if it needs one and has none yet."""
+        words = os.environ["COMP_WORDS"].split("\n")
+        place = int(os.environ["COMP_CWORD"])
+        begun = words[place][:1] if place < len(words) else ""
+        if begun in ("'", '"') or not set(value) & set(" <>=!&|;()$`\\*?[]{}#~"):
+            return value
+        return f"'{value}" if "'" not in value else f'"{value}'
+
+
+_SHELLS = {"bash": _Bash, "zsh": ZshComplete, "fish": FishComplete}
+
+
+@click.command()
+@click.argument("shell", type=click.Choice([*_SHELLS]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print a script that completes commands, ids and names in a shell.
+
+    To install it, add a line to a file that the shell reads when it starts:
+
+    \b
+      ~/.bashrc    eval "$(replicate completion bash)"
+      ~/.zshrc     autoload -Uz compinit && compinit
+                   eval "$(replicate completion zsh)"
+      ~/.config/fish/config.fish
+                   replicate completion fish | source
+
+    \b
+    Examples:
+      replicate completion bash
+    """
+    output: Output = context.obj
+    root = context.find_root().command
+    script = _SHELLS[shell](root, {}, "replicate", VARIABLE).source()
+    output.data(script.splitlines())
+
+
+def answer(group: click.Group, instruction: str) -> str:
+    """What a shell's script is told: the script itself for "bash_source", else completions. Nothing
+    for what cannot be answered: a damaged repository is a matter for a command, not for Tab."""
+    shell, _, what = instruction.partition("_")
+    if shell not in _SHELLS:
+        return ""
+    warnings.simplefilter("ignore")
+    completer = _SHELLS[shell](group, {}, "replicate", VARIABLE)
+    try:
+        return completer.source() if what == "source" else completer.complete() + "\n"
+    except Exception:
+        return ""
