@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -39,6 +39,42 @@ FEATURES: frozenset[str] = frozenset()
 SEGMENT_SIZE = 256 << 10
 _DESCRIPTION = {"format": "replicate", "version": VERSION, "requires": []}
 _DESCRIPTION_KEY = "repository.json"
+_INPUTS, _HEARTBEAT = "experiment.json", "heartbeat.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What is stored of an experiment, as far as its record is made of it: `inputs` is
+    experiment.json, which may be lost. Streams of events other than the journal are not here."""
+
+    id: str
+    inputs: Stat | None
+    journals: tuple[Stat, ...]
+    heartbeat: Stat | None
+
+    @classmethod
+    def of(cls, id: str, stats: Iterable[Stat]) -> Listed:
+        """What matters of all that is stored of the experiment."""
+        inputs, journals, heartbeat = None, [], None
+        start = len(_directory(id))
+        for stat in stats:
+            name = stat.key[start:]
+            if name.startswith("journal/"):
+                journals.append(stat)
+            elif name == _INPUTS:
+                inputs = stat
+            elif name == _HEARTBEAT:
+                heartbeat = stat
+        return cls(id, inputs, tuple(journals), heartbeat)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An experiment, the files that it was read from, and how many events of each writer."""
+
+    listed: Listed
+    record: ExperimentRecord
+    events: Mapping[str, int]
 
 
 class Repository:
@@ -119,14 +155,23 @@ class Repository:
 
     def ids(self) -> list[str]:
         """The ids of all experiments, deleted ones included."""
-        return list(self._keys())
+        return list(self.listing())
+
+    def listing(self) -> dict[str, Listed]:
+        """What is stored of each experiment, by its id; nothing is read."""
+        stats: dict[str, list[Stat]] = {}
+        for stat in self.backend.list("experiments/"):
+            id, _, name = stat.key.removeprefix("experiments/").partition("/")
+            if name:
+                stats.setdefault(id, []).append(stat)
+        return {id: Listed.of(id, found) for id, found in stats.items()}
 
     def experiments(self) -> list[ExperimentRecord]:
         """All experiments that are not deleted, the oldest first.
 
         One that is damaged is there with what can be read of it, and `damage` says what cannot.
         """
-        found = (self._read(id, keys) for id, keys in self._keys().items())
+        found = (self.read(listed).record for listed in self.listing().values())
         return sorted((e for e in found if not e.deleted), key=lambda e: (e.created, e.id))
 
     def has(self, id: str) -> bool:
@@ -138,44 +183,49 @@ class Repository:
         stats = list(self.backend.list(f"experiments/{id}/"))
         if not stats:
             raise KeyNotFoundError(f"there is no experiment {id} in {self.url}")
-        return self._read(id, stats)
+        return self.read(Listed.of(id, stats)).record
+
+    def read(self, listed: Listed) -> Reading:
+        """The experiment of which these files are listed, and what it was read from.
+
+        One that is damaged is there with what can be read of it, and `damage` says what cannot.
+        """
+        reading, lost = self._read_once(listed)
+        if lost:  # perhaps only written since we listed: look again before calling it a loss
+            again = Listed.of(listed.id, self.backend.list(f"experiments/{listed.id}/"))
+            reading, lost = self._read_once(again)
+        damage = reading.record.damage + tuple(lost)
+        return replace(reading, record=replace(reading.record, damage=damage))
+
+    def heartbeat(self, stat: Stat) -> Heartbeat | None:
+        """The heartbeat with these numbers; None when it is gone or damaged. Its age is infinite:
+        see `aged`."""
+        return self._read_heartbeat(stat, [])
+
+    def aged(self, heartbeat: Heartbeat, stat: Stat) -> Heartbeat:
+        """The heartbeat as it is now, by the storage's own clock."""
+        return replace(heartbeat, age=max(0.0, self.backend.clock() - stat.modified))
 
     def tree(self, hash: str) -> Tree:
         """The tree named `hash`. Raises DamagedError or UnsafeTreeError."""
         return read_tree(self.backend, hash)
 
-    def _keys(self) -> dict[str, list[Stat]]:
-        keys: dict[str, list[Stat]] = defaultdict(list)
-        for stat in self.backend.list("experiments/"):
-            parts = stat.key.split("/")
-            if len(parts) > 2:
-                keys[parts[1]].append(stat)
-        return keys
-
-    def _read(self, id: str, stats: Iterable[Stat]) -> ExperimentRecord:
-        record, lost = self._read_once(id, stats)
-        if lost:  # perhaps only written since we listed: look again before calling it a loss
-            record, lost = self._read_once(id, self.backend.list(f"experiments/{id}/"))
-        return replace(record, damage=record.damage + tuple(lost))
-
-    def _read_once(self, id: str, stats: Iterable[Stat]) -> tuple[ExperimentRecord, list[str]]:
+    def _read_once(self, listed: Listed) -> tuple[Reading, list[str]]:
+        id, beat = listed.id, listed.heartbeat
         damage: list[str] = []
         events: list[Event] = []
         unreadable: Counter[str] = Counter()
-        by_key = {stat.key: stat for stat in stats}
-        beat = by_key.get(_heartbeat_key(id))
         # Before the journals: it counts events, and they may only grow after they were counted.
         heartbeat = self._read_heartbeat(beat, damage) if beat else None
         inputs = self._read_inputs(id, damage)
-        for key in by_key:
-            if "/journal/" in key:
-                events += self._read_journal(key, damage, unreadable)
+        for stat in listed.journals:
+            events += self._read_journal(stat.key, damage, unreadable)
         folded = fold(inputs, events)
         if heartbeat is not None and beat is not None and folded.stop is None:
-            heartbeat = replace(heartbeat, age=max(0.0, self.backend.clock() - beat.modified))
+            heartbeat = self.aged(heartbeat, beat)
         lost = _missing_events(id, events, unreadable, heartbeat.events if heartbeat else {})
         record = replace(folded, heartbeat=heartbeat, damage=(*folded.damage, *damage))
-        return record, lost
+        return Reading(listed, record, Counter(e.writer for e in events)), lost
 
     def _read_inputs(self, id: str, damage: list[str]) -> ExperimentRecord:
         key = _experiment_key(id)
@@ -274,9 +324,13 @@ def _missing_events(
     return lost
 
 
+def _directory(id: str) -> str:
+    return f"experiments/{id}/"
+
+
 def _experiment_key(id: str) -> str:
-    return f"experiments/{id}/experiment.json"
+    return _directory(id) + _INPUTS
 
 
 def _heartbeat_key(id: str) -> str:
-    return f"experiments/{id}/heartbeat.json"
+    return _directory(id) + _HEARTBEAT
