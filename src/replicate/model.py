@@ -250,7 +250,8 @@ class ExperimentRecord:
     """One run of a training script: its inputs, and the fold of all that happened since.
 
     Of a run that was resumed, `attempts` has every attempt, the first one too, and the inputs are
-    those of the last; of any other it is empty. `edits` are the changes of its labels. `damage` has
+    those of the last; of any other it is empty. `imported` says which tool a run comes from, and
+    what it was there. `edits` are the changes of its labels. `damage` has
     one sentence for each part of it that is stored but cannot be read.
     """
 
@@ -277,6 +278,7 @@ class ExperimentRecord:
     deleted: bool = False
     damage: tuple[str, ...] = ()
     parent: Origin | None = None
+    imported: Mapping[str, Value] | None = None
     attempts: tuple[Attempt, ...] = ()
     edits: tuple[Edit, ...] = ()
 

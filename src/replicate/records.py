@@ -176,6 +176,7 @@ def encode_experiment(record: ExperimentRecord) -> bytes:
             "tree": record.tree,
             "size": record.size,
             "stored": record.stored,
+            **({} if record.imported is None else {"imported": encode_value(record.imported)}),
             "environment": encode_value(record.environment),
             "packages": dict(record.packages),
             "parent": record.parent
@@ -202,6 +203,7 @@ def decode_experiment(data: bytes, name: str) -> ExperimentRecord:
             path=_decode_path(value["path"]),
             tree=value["tree"],
             size=value.get("size"),
+            imported=decode_value(value.get("imported")),
             stored=value.get("stored"),
             environment=decode_value(value.get("environment", {})),
             packages=value.get("packages", {}),

@@ -206,6 +206,12 @@ class Repository:
         """The heartbeat as it is now, by the storage's own clock."""
         return replace(heartbeat, age=max(0.0, self.backend.clock() - stat.modified))
 
+    def events(self, id: str) -> list[Event]:
+        """The events of an experiment as they stand in its journals, without the damaged ones:
+        what was deleted is there, and so is the event that says so."""
+        keys = [stat.key for stat in self.backend.list(f"experiments/{id}/journal/")]
+        return [e for key in keys for e in self._read_journal(key, [], Counter())]
+
     def tree(self, hash: str) -> Tree:
         """The tree named `hash`. Raises DamagedError or UnsafeTreeError."""
         return read_tree(self.backend, hash)
