@@ -7,14 +7,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import TYPE_CHECKING, BinaryIO, overload
 
-from replicate import maintenance
+from replicate import analysis, maintenance
 from replicate.errors import NotFoundError
 from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, Value, short
 from replicate.project import checkouts
 from replicate.repository import Repository
+from replicate.text import escape, value
 from replicate.tree import Entry, open_entry
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Checkpoint:
@@ -89,8 +93,11 @@ class Checkpoint:
             checkouts.perform(self._repository, plan)
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name}={value!r}" for name, value in self.metrics.items())
-        return f"<Checkpoint {self.short_id} step={self.step} {metrics}>"
+        step = "" if self.step is None else f" step={self.step}"
+        return f"<Checkpoint {self.short_id}{step}{described(self.metrics)}>"
+
+    def _repr_html_(self) -> str:
+        return analysis.checkpoint_html(self.record)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Checkpoint) and other.record == self.record
@@ -117,6 +124,12 @@ class _Metrics(Mapping[str, list[Value]]):
     def __len__(self) -> int:
         return len(self._names)
 
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._names)
+
 
 class CheckpointList(Sequence[Checkpoint]):
     """Checkpoints in the order they were made. A slice is a CheckpointList too."""
@@ -141,8 +154,45 @@ class CheckpointList(Sequence[Checkpoint]):
         found = self._checkpoints[index]
         return CheckpointList(found) if isinstance(found, list) else found
 
+    def __add__(self, other: Sequence[Checkpoint]) -> CheckpointList:
+        if not isinstance(other, CheckpointList | list | tuple):
+            return NotImplemented
+        return CheckpointList([*self, *other])
+
+    def to_dataframe(self) -> DataFrame:
+        """A row for each checkpoint: id, experiment, created, step, path and `metrics.*`.
+
+        Raises UsageError when pandas is not installed.
+        """
+        return analysis.checkpoints_frame([c.record for c in self._checkpoints])
+
     def __len__(self) -> int:
         return len(self._checkpoints)
 
     def __repr__(self) -> str:
-        return f"<CheckpointList of {len(self)}>"
+        return listed("CheckpointList", self._checkpoints)
+
+    def _repr_html_(self) -> str:
+        return analysis.checkpoints_html([c.record for c in self._checkpoints])
+
+
+def listed(name: str, items: Sequence[object]) -> str:
+    """The representation of a list of that name: a line for each item, of many the first and last
+    ones."""
+    if not items:
+        return f"<{name} of 0>"
+    half = _MAX_LISTED // 2
+    many = len(items) > _MAX_LISTED
+    parts = [*items[:half], ..., *items[-half:]] if many else items
+    lines = ["…" if part is ... else repr(part) for part in parts]
+    return "\n".join([f"<{name} of {len(items):,}:", *(f"  {line}" for line in lines)]) + ">"
+
+
+def described(metrics: Mapping[str, Value]) -> str:
+    """Metrics in a few words of a representation."""
+    shown = [f" {escape(name)}={value(v)}" for name, v in list(metrics.items())[:_MAX_DESCRIBED]]
+    return "".join(shown) + (" …" if len(metrics) > _MAX_DESCRIBED else "")
+
+
+_MAX_LISTED = 20
+_MAX_DESCRIBED = 5

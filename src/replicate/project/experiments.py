@@ -3,16 +3,70 @@ be done to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from replicate import maintenance
-from replicate.model import CheckpointRecord, ExperimentRecord, Status, Value, short
-from replicate.project.checkpoints import Checkpoint, CheckpointList
+from replicate import analysis, maintenance, process
+from replicate.errors import UsageError
+from replicate.model import (
+    Attempt,
+    CheckpointRecord,
+    ExperimentRecord,
+    Origin,
+    Point,
+    Status,
+    Value,
+    short,
+)
+from replicate.project import labels
+from replicate.project.checkpoints import Checkpoint, CheckpointList, described
 from replicate.project.recording import UNRECORDED, Paths, Recording
 from replicate.repository import Repository
+from replicate.text import escape
+from replicate.values import to_params
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+class History(list[Point]):
+    """The points of an experiment, the first recorded first."""
+
+    def __init__(self, points: Iterable[Point], experiment: ExperimentRecord) -> None:
+        super().__init__(points)
+        self._experiment = experiment
+
+    def to_dataframe(self) -> DataFrame:
+        """A row for each number: experiment, time, step, metric, value.
+
+        Raises UsageError when pandas is not installed.
+        """
+        return analysis.history_frame([analysis.Run(self._experiment, self)])
+
+
+class Home(Protocol):
+    """The project of an experiment, as far as the experiment needs it."""
+
+    @property
+    def author(self) -> str:
+        """Who edits labels: user@host."""
+
+    def init(
+        self,
+        path: Paths = ".",
+        params: object = None,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        group: str | None = None,
+        keep: Mapping[str, int] | None = None,
+        parent: Experiment | Checkpoint | str | None = None,
+    ) -> Experiment:
+        """Start to record a run."""
 
 
 class Experiment:
@@ -23,11 +77,16 @@ class Experiment:
     """
 
     def __init__(
-        self, record: ExperimentRecord, repository: Repository, recording: Recording | None = None
+        self,
+        record: ExperimentRecord,
+        repository: Repository,
+        recording: Recording | None = None,
+        home: Home | None = None,
     ) -> None:
         self.record = record
         self._repository = repository
         self._recording = recording
+        self._home = home
 
     @property
     def id(self) -> str:
@@ -43,19 +102,19 @@ class Experiment:
 
     @property
     def name(self) -> str | None:
-        return self.record.name
+        return self._current().name
 
     @property
     def tags(self) -> tuple[str, ...]:
-        return self.record.tags
+        return self._current().tags
 
     @property
     def notes(self) -> str | None:
-        return self.record.notes
+        return self._current().notes
 
     @property
     def group(self) -> str | None:
-        return self.record.group
+        return self._current().group
 
     @property
     def params(self) -> Mapping[str, Value]:
@@ -89,8 +148,34 @@ class Experiment:
 
     @property
     def checkpoints(self) -> CheckpointList:
-        record = self._current()
-        return CheckpointList([self._checkpoint(c) for c in record.checkpoints])
+        """All checkpoints but those that are `superseded`."""
+        return CheckpointList([self._checkpoint(c) for c in self._current().current])
+
+    @property
+    def superseded(self) -> CheckpointList:
+        """The checkpoints of a resumed run that it has gone back to before."""
+        found = [c for c in self._current().checkpoints if c.superseded]
+        return CheckpointList([self._checkpoint(c) for c in found])
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every attempt of a run that was resumed, the first one too; none of any other."""
+        return self._current().attempts
+
+    @property
+    def parent(self) -> Origin | None:
+        """The ids of the experiment, and of its checkpoint, that this was forked from."""
+        return self.record.parent
+
+    @property
+    def resumed_from(self) -> Checkpoint | None:
+        """The checkpoint to restore before training goes on, in a script whose `init()` has resumed
+        a run; None in a run that begins."""
+        resumed = self._recording.resumed if self._recording else None
+        if resumed is None or resumed.checkpoint is None:
+            return None
+        found = resumed.experiment.at(resumed.checkpoint)
+        return Checkpoint(resumed.checkpoint, found, self._repository)
 
     def best(self) -> Checkpoint | None:
         """The checkpoint with the best finite value of the primary metric, the latest of equals;
@@ -102,6 +187,35 @@ class Experiment:
         """The checkpoint made last, or None."""
         found = self._current().latest()
         return self._checkpoint(found) if found else None
+
+    def history(self, name: str | None = None) -> History:
+        """Every point of the run, in the order in which they were recorded: what was logged, and
+        the metrics of the checkpoints. With `name` those that have this metric, and it alone."""
+        points = [Point(c.created, c.step, c.metrics) for c in self._current().current if c.metrics]
+        if name is not None:
+            points = [
+                Point(p.time, p.step, {name: p.metrics[name]}) for p in points if name in p.metrics
+            ]
+        return History(points, self.record)
+
+    def plot(
+        self,
+        metric: str | None = None,
+        *,
+        x: str = "step",
+        logx: bool = False,
+        logy: bool = False,
+        smoothing: float = 0.0,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Draw how a metric went, by default the primary one; see `ExperimentList.plot`."""
+        return analysis.plot(
+            [self._run()], metric, x=x, logx=logx, logy=logy, smoothing=smoothing, ax=ax
+        )
+
+    def _run(self) -> analysis.Run:
+        history = self.history()
+        return analysis.Run(self.record, history)
 
     def refresh(self) -> Self:
         """Read the experiment again, to see what has happened since."""
@@ -121,13 +235,75 @@ class Experiment:
         maintenance.delete_experiments(self._repository, [self.id], force=force)
 
     def _checkpoint(self, record: CheckpointRecord) -> Checkpoint:
-        return Checkpoint(record, self.record, self._repository)
+        return Checkpoint(record, self.record.at(record), self._repository)
 
     def _current(self) -> ExperimentRecord:
         """The record; of a run that this process records, with all that it has saved so far."""
         if self._recording is not None:
             self.refresh()
         return self.record
+
+    # ------------------------------------------------------------ labels and forks
+
+    def tag(self, *tags: str) -> None:
+        """Add tags."""
+        self._edit("tag", labels.tagging(add=tags))
+
+    def untag(self, *tags: str) -> None:
+        """Remove tags; one that it has not is no error."""
+        self._edit("tag", labels.tagging(remove=tags))
+
+    def note(self, text: str | None) -> None:
+        """Replace the notes by this text; None removes them."""
+        self._edit("note", {"text": labels.text("note", text)})
+
+    def rename(self, name: str | None) -> None:
+        """Give it another name; None takes its name away."""
+        self._edit("name", {"name": labels.text("name", name)})
+
+    def regroup(self, group: str | None) -> None:
+        """Put it in a group; None takes it out of its group."""
+        self._edit("group", {"group": labels.text("group", group)})
+
+    def _edit(self, kind: str, change: Mapping[str, Value]) -> None:
+        """Commit an event; in a run that this process records, along with its checkpoints."""
+        author = self._home.author if self._home else f"{process.user()}@{process.host()}"
+        if self._recording is not None and not self._recording.stopped:
+            self._recording.edit(kind, {"author": author, **change})
+        elif self.id != UNRECORDED:
+            labels.edit(self._repository, self.id, kind, author, change)
+            self.refresh()
+
+    def fork(
+        self,
+        checkpoint: Checkpoint | None = None,
+        params: object = None,
+        *,
+        path: Paths = ".",
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        group: str | None = None,
+        keep: Mapping[str, int] | None = None,
+    ) -> Experiment:
+        """Start to record a new run that comes from this one, or from one of its checkpoints.
+
+        It has the params of this one, but for those in `params`. Which files it starts from is up
+        to the script: `checkpoint.open()` has them. The rest is as in `replicate.init`.
+        """
+        if self._home is None:
+            raise UsageError("This experiment belongs to no project: pass it to replicate.init()")
+        inherited = self._current().at(checkpoint.record if checkpoint else None).params
+        return self._home.init(
+            path,
+            {**inherited, **to_params(params)},
+            name=name,
+            tags=tags,
+            notes=notes,
+            group=group,
+            keep=keep,
+            parent=checkpoint or self,
+        )
 
     # ------------------------------------------------------------ recording
 
@@ -176,7 +352,19 @@ class Experiment:
             self._recording.stop(error)
 
     def __repr__(self) -> str:
-        return f"<Experiment {self.short_id} {self.command!r}>"
+        record = self.record
+        if self._recording is not None and self._recording.stopped:
+            record = self._current()
+        # A run that goes on is not asked what it has saved: that may take a while.
+        running = self._recording is not None and not self._recording.stopped
+        status = Status.RUNNING if running else record.status
+        name = f" {escape(record.name)}" if record.name else ""
+        best = record.best()
+        came_to = f", best{described(best.metrics)}" if best else ""
+        return f"<Experiment {self.short_id}{name} {status}: {escape(record.command)}{came_to}>"
+
+    def _repr_html_(self) -> str:
+        return analysis.experiment_html(self._current())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Experiment) and other.id == self.id
