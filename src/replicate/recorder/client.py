@@ -173,6 +173,7 @@ class Recorder:
                 self._wait()
             except KeyboardInterrupt:
                 self.report("Left what is not saved yet to the helper process, which goes on.")
+            self._report_lost()
         _live.discard(self)
         with self._guarded("the end of the run"):
             if self._saver is not None:
@@ -319,11 +320,12 @@ class Recorder:
         assert self._saver is not None
         if os.getpid() != self._owner:
             return  # a forked child: the answers are its parent's, and so is the next call
-        try:
-            problems = self._saver.notify()
-        except HelperGone:
-            self._replace_helper()
-            problems = self._saver.notify()
+        while True:
+            try:
+                problems = self._saver.notify()
+                break
+            except HelperGone:
+                self._replace_helper()
         for problem in problems:
             self.report(problem)
 
@@ -354,12 +356,14 @@ class Recorder:
         return not (trouble or self._kept)
 
     def _empty_memory(self) -> None:
-        """What only memory holds is lost with this process: try for a while, and say what is."""
+        """What only memory holds is lost with this process: try for a while to write it."""
         for _ in range(_LAST_TRIES):
             if not self._kept:
                 return
             time.sleep(_PATIENCE)
             self._spool_kept()
+
+    def _report_lost(self) -> None:
         if self._kept:
             lost = sum(header["kind"] == "checkpoint" for _, header, _ in self._kept)
             self.report(
