@@ -36,7 +36,7 @@ class Period:
         return tests[operator]
 
 
-_DAY = timedelta(days=1)
+_DAY, _INSTANT = timedelta(days=1), timedelta(microseconds=1)
 _UNITS = {
     "s": timedelta(seconds=1),
     "m": timedelta(minutes=1),
@@ -72,7 +72,7 @@ def _ago(count: str, unit: str, now: datetime) -> Period:
     """A moment; what equals it is what a table of experiments shows as that long ago."""
     length = _UNITS["month" if unit.startswith("mo") else unit[0]]
     moment = now - length * (int(count) if count.isdecimal() else 1)
-    return Period(moment - length, moment, moment, moment)
+    return Period(moment - length + _INSTANT, moment + _INSTANT, moment, moment)
 
 
 def _calendar(words: str, now: datetime) -> Period:
@@ -95,7 +95,7 @@ def _exactness(words: str) -> timedelta:
     if not clock:
         return _DAY
     time = re.split(r"[Zz+-]", clock[0], maxsplit=1)[0]
-    return timedelta(microseconds=1) if "." in time else _UNITS["hms"[min(time.count(":"), 2)]]
+    return _INSTANT if "." in time else _UNITS["hms"[min(time.count(":"), 2)]]
 
 
 def _span(start: datetime, end: datetime) -> Period:
