@@ -7,14 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from replicate.api import experiments, init
+    from replicate.api import Project, experiments, init
     from replicate.errors import ReplicateError
     from replicate.project import (
         Checkpoint,
         CheckpointList,
         Experiment,
         ExperimentList,
-        Project,
     )
 
 __version__ = "0.1.0"
@@ -37,7 +36,7 @@ _HOMES = {
     "CheckpointList": "replicate.project",
     "Experiment": "replicate.project",
     "ExperimentList": "replicate.project",
-    "Project": "replicate.project",
+    "Project": "replicate.api",
 }
 
 

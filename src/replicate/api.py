@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from replicate import project
 from replicate.errors import RepositoryError
-from replicate.project import Experiment, Experiments, Project
+from replicate.project import Checkpoint, Experiment, Experiments
 
 
 def init(
@@ -21,20 +22,47 @@ def init(
     notes: str | None = None,
     group: str | None = None,
     keep: Mapping[str, int] | None = None,
+    parent: Experiment | Checkpoint | str | None = None,
+    resume: Experiment | Checkpoint | str | None = None,
+    from_step: float | None = None,
 ) -> Experiment:
     """Start to record this run of a training script.
 
     `path` is what to copy of the project: by default all of it, but what .gitignore and
     .replicateignore list; None copies nothing. `params` may be a dict, an `argparse.Namespace`, a
     dataclass, or a pydantic or OmegaConf object. `keep`, such as {"best": 3, "last": 1}, says
-    which checkpoints keep their files; the metrics of all of them stay.
+    which checkpoints keep their files; the metrics of all of them stay. `parent` is the experiment
+    or checkpoint that this run starts from.
+
+    `resume` is the id of an experiment to go on with, or of the checkpoint to go on from, by
+    default the latest that has files; what the run recorded after it, or after `from_step`, is
+    superseded and kept. "latest" means the newest unfinished run of the same command; where there
+    is none, a new one begins. `experiment.resumed_from` is the checkpoint to restore. The labels
+    of the experiment stay as they are.
 
     Raises ReplicateError when the set-up is wrong or the repository cannot be written. After that
     nothing raises, and nothing stops a run.
     """
     _refuse_namesake()
     labels: dict[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
-    return Project().init(path, params, **labels, keep=keep, report=_say)
+    return Project().init(
+        path, params, **labels, keep=keep, parent=parent, resume=resume, from_step=from_step
+    )
+
+
+class Project(project.Project):
+    """The directory of a model's code, and the repository that its runs are kept in.
+
+    `repository` is a path or URL, and `directory` where to look for the project, from there
+    upwards; each is found as the configuration says when it is left out.
+    """
+
+    def __init__(
+        self,
+        repository: str | os.PathLike[str] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(repository, directory, report=_say)
 
 
 #: The experiments of the project that the working directory is in: `list()` and `get(id)`.

@@ -31,6 +31,11 @@ ENVIRONMENT: Mapping[str, str] = {
     "REPLICATE_HOST": "The host that is recorded, instead of this machine's name",
     "REPLICATE_USER": "The user that is recorded, instead of the one that is logged in",
     "REPLICATE_COMMAND": "The command that is recorded, instead of the process's own",
+    "REPLICATE_NAME": "The experiment's name, where `init()` is given none",
+    "REPLICATE_TAGS": "Tags, separated by commas, added to those that `init()` is given",
+    "REPLICATE_NOTES": "The experiment's notes, where `init()` is given none",
+    "REPLICATE_GROUP": "The experiment's group, where `init()` is given none",
+    "REPLICATE_RESUME": "The experiment to go on with, where `init()` names none: an id, or `latest`",
     "REPLICATE_MODE": "`disabled`: record nothing",
     "REPLICATE_ALL_RANKS": "`1`: record every process of a distributed run, not only rank 0",
 }
@@ -63,7 +68,8 @@ class Config:
     `source` says who wrote it: "argument", "REPLICATE_REPOSITORY", "default", or the file's path.
     `max_snapshot_size` is in bytes, and so is `max_pending`: what may lie in the spool before
     `checkpoint()` waits. `keep` says which checkpoints keep their files. `host`, `user` and
-    `command` override what is recorded.
+    `command` override what is recorded; `name`, `tags`, `notes` and `group` label a new experiment,
+    and `resume` names the one to go on with instead.
     """
 
     directory: Path
@@ -77,6 +83,11 @@ class Config:
     host: str | None = None
     user: str | None = None
     command: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
+    group: str | None = None
+    resume: str | None = None
     disabled: bool = False
 
 
@@ -129,6 +140,11 @@ def load(
         host=environ.get("REPLICATE_HOST") or None,
         user=environ.get("REPLICATE_USER") or None,
         command=environ.get("REPLICATE_COMMAND") or None,
+        name=environ.get("REPLICATE_NAME") or None,
+        tags=_tags(environ.get("REPLICATE_TAGS", "")),
+        notes=environ.get("REPLICATE_NOTES") or None,
+        group=environ.get("REPLICATE_GROUP") or None,
+        resume=environ.get("REPLICATE_RESUME") or None,
         disabled=_disabled(environ),
         **values,
     )
@@ -258,6 +274,10 @@ _SETTINGS: Mapping[str, Callable[[object], Any]] = {
     "max_pending": parse_size,
     "keep": parse_keep,
 }
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    return tuple(tag for part in text.split(",") if (tag := part.strip()))
 
 
 def _disabled(environ: Mapping[str, str]) -> bool:

@@ -144,6 +144,16 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class Printed:
+    """Text that a run has printed, to "stdout" or "stderr". It may end within a line, which then
+    goes on in the next text of that stream. None: from here on nothing was kept."""
+
+    time: datetime
+    stream: str
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ExceptionInfo:
     """The exception that ended a run."""
 
@@ -313,8 +323,10 @@ class ExperimentRecord:
         return primary_metric(self.checkpoints)
 
     @property
-    def current(self) -> tuple[CheckpointRecord, ...]:
+    def current(self) -> Sequence[CheckpointRecord]:
         """The checkpoints that no later attempt has superseded."""
+        if not self.attempts:  # then there is nothing to look for, and nothing to load
+            return self.checkpoints
         return tuple(c for c in self.checkpoints if not c.superseded)
 
     @property

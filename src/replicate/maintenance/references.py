@@ -82,9 +82,10 @@ def records(repository: Repository) -> Iterator[ExperimentRecord]:
 
 
 def references(record: ExperimentRecord) -> Iterator[Reference]:
-    """The trees that an experiment and its checkpoints need."""
-    if record.tree is not None:
-        yield Reference(record.tree, Holder(record.id))
+    """The trees that an experiment, each of its attempts and its checkpoints need."""
+    for tree in dict.fromkeys([record.tree, *(attempt.tree for attempt in record.attempts)]):
+        if tree is not None:
+            yield Reference(tree, Holder(record.id))
     for checkpoint in record.checkpoints:
         if checkpoint.tree is not None:
             yield Reference(checkpoint.tree, Holder(record.id, checkpoint.id))

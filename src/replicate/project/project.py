@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from replicate import config, maintenance
+from replicate import config, maintenance, process
 from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
-from replicate.errors import AmbiguousIdError, NotFoundError
-from replicate.model import CheckpointRecord, ExperimentRecord, short
-from replicate.project import checkouts
+from replicate.errors import AmbiguousIdError, NotFoundError, UsageError
+from replicate.model import CheckpointRecord, ExperimentRecord, Origin, short
+from replicate.project import checkouts, resuming
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
+from replicate.project.checkpoints import Checkpoint
 from replicate.project.experiments import Experiment
 from replicate.project.lists import Experiments
 from replicate.project.recording import Paths, start, unrecorded
+from replicate.project.resuming import Resumption
 from replicate.recorder.client import live_recorders
 from replicate.recorder.recovery import recover
 from replicate.repository import Repository
@@ -28,31 +31,41 @@ from replicate.tree import reader
 if TYPE_CHECKING:
     from replicate.maintenance import Collected, Progress, RemovalPlan, Removed, Usage, Verification
 
+Report = Callable[[str], None]
 Found = ExperimentRecord | tuple[ExperimentRecord, CheckpointRecord]
 
 
 @dataclass(frozen=True, slots=True)
 class Picked:
     """What an id stands for: a checkpoint, and how it was chosen when the id is an experiment's.
-    An experiment that has no checkpoint is picked with none."""
+    An experiment that has no checkpoint is picked with none. Its inputs are those of the attempt
+    that made the checkpoint."""
 
     experiment: ExperimentRecord
     checkpoint: CheckpointRecord | None
     how: Literal["named", "best", "latest", "none"]
 
 
+def _unheard(message: str) -> None:
+    """Where nobody asked to be told."""
+
+
 class Project:
     """The directory of a model's code, and the repository that its runs are kept in.
 
     `repository` is a path or URL, and `directory` where to look for the project, from there
-    upwards; each is found as the configuration says when it is left out.
+    upwards; each is found as the configuration says when it is left out. `report` is told what a
+    person should know of a run that is recorded, one message at a time.
     """
 
     def __init__(
         self,
         repository: str | os.PathLike[str] | None = None,
         directory: str | os.PathLike[str] | None = None,
+        *,
+        report: Report = _unheard,
     ) -> None:
+        self._report = report
         self.config = config.load(
             None if directory is None else Path(directory),
             repository=None if repository is None else os.fspath(repository),
@@ -71,28 +84,77 @@ class Project:
         notes: str | None = None,
         group: str | None = None,
         keep: Mapping[str, int] | None = None,
-        report: Callable[[str], None],
+        parent: Experiment | Checkpoint | str | None = None,
+        resume: Experiment | Checkpoint | str | None = None,
+        from_step: float | None = None,
     ) -> Experiment:
-        """Start to record this run; see `replicate.init`. `report` is told what a person should
-        know, one message at a time."""
+        """Start to record this run, or go on with one; see `replicate.init`."""
         if self.config.disabled or config.rank() > 0:
-            return Experiment(unrecorded(self.config, params), self.repository)
+            return Experiment(unrecorded(self.config, params), self.repository, home=self)
         labels: Mapping[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
-        recording = start(self.config, self.repository, path, params, labels, keep, report)
-        return Experiment(recording.record, self.repository, recording)
+        wanted = self.config.resume if resume is None else resume
+        recording = start(
+            self.config,
+            self.repository,
+            path,
+            params,
+            labels,
+            keep,
+            self._report,
+            parent=self._origin(parent),
+            resumed=self._resumption(wanted, from_step),
+        )
+        return Experiment(recording.record, self.repository, recording, self)
+
+    @property
+    def author(self) -> str:
+        """Whoever edits labels here: user@host."""
+        return f"{self.config.user or process.user()}@{self.config.host or process.host()}"
+
+    def _origin(self, parent: Experiment | Checkpoint | str | None) -> Origin | None:
+        if parent is None:
+            return None
+        if isinstance(parent, Experiment):
+            return Origin(parent.id)
+        if isinstance(parent, Checkpoint):
+            return Origin(parent.record.experiment, parent.id)
+        found = self.resolve(parent)
+        if isinstance(found, ExperimentRecord):
+            return Origin(found.id)
+        return Origin(found[0].id, found[1].id)
+
+    def _resumption(
+        self, wanted: Experiment | Checkpoint | str | None, from_step: float | None
+    ) -> Resumption | None:
+        """The run to go on with, once nobody records it any more; None to begin a new one."""
+        if from_step is not None and wanted is None:
+            raise UsageError(
+                "from_step is a step of the run that `resume` names, and there is none"
+            )
+        if wanted is None:
+            return None
+        if wanted == resuming.LATEST:
+            command = self.config.command or process.command(sys.argv)
+            return resuming.latest(
+                self.repository, self.records(), command, from_step, self._report
+            )
+        found = self.resolve(wanted if isinstance(wanted, str) else wanted.id)
+        record, checkpoint = (found, None) if isinstance(found, ExperimentRecord) else found
+        return resuming.named(self.repository, record, checkpoint, from_step, self._report)
 
     @cached_property
     def experiments(self) -> Experiments:
         """The experiments of this project."""
         return Experiments(
-            lambda: [Experiment(record, self.repository) for record in self.records()], self.find
+            lambda: [Experiment(record, self.repository, home=self) for record in self.records()],
+            self.find,
         )
 
     def find(self, prefix: str) -> Experiment:
         """The experiment whose id, or one of whose checkpoints' ids, starts with `prefix`."""
         found = self.resolve(prefix)
         record = found if isinstance(found, ExperimentRecord) else found[0]
-        return Experiment(record, self.repository)
+        return Experiment(record, self.repository, home=self)
 
     def records(self) -> list[ExperimentRecord]:
         """All experiments that are not deleted, the oldest first.
@@ -133,11 +195,11 @@ class Project:
         """The checkpoint that `prefix` names; for an experiment its best, else its latest."""
         found = self.resolve(prefix)
         if not isinstance(found, ExperimentRecord):
-            return Picked(*found, "named")
+            return Picked(found[0].at(found[1]), found[1], "named")
         if best := found.best():
-            return Picked(found, best, "best")
+            return Picked(found.at(best), best, "best")
         latest = found.latest()
-        return Picked(found, latest, "latest" if latest else "none")
+        return Picked(found.at(latest), latest, "latest" if latest else "none")
 
     def recover(self) -> Iterator[str]:
         """Save what runs that were cut off have left in the spool; yield what was done."""

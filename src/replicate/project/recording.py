@@ -20,12 +20,15 @@ from replicate.model import (
     ExceptionInfo,
     ExperimentRecord,
     Goal,
+    Origin,
     PrimaryMetric,
     Status,
     Stop,
     Value,
     short,
+    with_inputs,
 )
+from replicate.project.resuming import Resumption
 from replicate.recorder.client import Recorder
 from replicate.recorder.recovery import recover
 from replicate.records import new_id, now
@@ -47,8 +50,13 @@ def start(
     labels: Mapping[str, Any],
     keep: Mapping[str, int] | None,
     report: Report,
+    *,
+    parent: Origin | None = None,
+    resumed: Resumption | None = None,
 ) -> Recording:
-    """Begin to record a run: every mistake in the set-up is an error here, and none later.
+    """Begin to record a run, or go on with one: every mistake in the set-up is an error here, and
+    none later. One that is resumed keeps its labels and its parent, and its params unless there
+    are new ones.
 
     Raises a ReplicateError. When it returns, the run's files are copied and a helper saves them.
     """
@@ -57,21 +65,22 @@ def start(
     listing = None
     if paths is not None:
         listing = select(config.directory, _as_tuple(paths), use_ignore_files=True)
-    labels = _checked_labels(labels)
+    labels = _labels(labels, config)
     kept = config.keep if keep is None else _checked_keep(keep)
     repository.create()
     spools = spool_root(repository.url)
     for message in recover(repository, spools):
         report(message)
     record = ExperimentRecord(
-        id=new_id(),
+        id=resumed.experiment.id if resumed else new_id(),
         created=now(),
-        params=values,
+        params=resumed.experiment.params if resumed and params is None else values,
         user=config.user or process.user(),
         host=config.host or process.host(),
         command=config.command or process.command(sys.argv),
         path=paths,
         tree=None,
+        parent=parent,
         **labels,
     )
     compress = config.compression == "zstd" or (
@@ -86,11 +95,20 @@ def start(
     }
     recorder = Recorder(repository, Spool(spools / record.id), settings, report)
     modules = process.imported_modules(sys.modules)
-    recorder.begin(record, listing, modules)
-    report(f"Experiment {short(record.id)} is saved to {repository.url}")
+    if resumed is None:
+        recorder.begin(record, listing, modules)
+        report(f"Experiment {short(record.id)} is saved to {repository.url}")
+    else:
+        attempt = resumed.attempt(record)
+        recorder.begin(attempt, listing, modules)
+        record = with_inputs(resumed.experiment, attempt)
+        report(
+            f"Experiment {short(record.id)} goes on {resumed.describe()}: attempt "
+            f"{attempt.number} is saved to {repository.url}"
+        )
     for message in _remarks(config, listing):
         report(message)
-    return Recording(record, recorder, config.directory, modules)
+    return Recording(record, recorder, config.directory, modules, resumed)
 
 
 def _relative_paths(project: Path, path: Paths, base: Path) -> str | tuple[str, ...] | None:
@@ -109,14 +127,17 @@ def _as_tuple(path: str | tuple[str, ...]) -> tuple[str, ...]:
     return (path,) if isinstance(path, str) else path
 
 
-def _checked_labels(labels: Mapping[str, Any]) -> dict[str, Any]:
+def _labels(labels: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The labels that were passed, checked, and where there are none those of the environment."""
     for key in ("name", "notes", "group"):
         if labels[key] is not None and not isinstance(labels[key], str):
             raise UsageError(f"{key} must be text, not {labels[key]!r}")
     tags = labels["tags"]
     if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
         raise UsageError(f"tags must be a list of texts, not {tags!r}")
-    return {**labels, "tags": tuple(tags)}
+    default = {"name": config.name, "notes": config.notes, "group": config.group}
+    given = {key: default[key] if labels[key] is None else labels[key] for key in default}
+    return {**given, "tags": tuple(dict.fromkeys((*tags, *config.tags)))}
 
 
 def _checked_keep(keep: Mapping[str, int]) -> Keep:
@@ -154,13 +175,20 @@ class Recording:
     """A run that is being recorded. None of its methods raises into the training script."""
 
     def __init__(
-        self, record: ExperimentRecord, recorder: Recorder, project: Path, modules: list[str]
+        self,
+        record: ExperimentRecord,
+        recorder: Recorder,
+        project: Path,
+        modules: list[str],
+        resumed: Resumption | None = None,
     ) -> None:
         self.record = record
+        self.resumed = resumed
         self._recorder = recorder
         self._project = project
         self._modules = set(modules)
-        self._next_step: int | float = 0
+        after = resumed.from_step if resumed else None
+        self._next_step: int | float = 0 if after is None else after + 1
         atexit.register(self._stop_at_exit)
 
     def checkpoint(
@@ -183,6 +211,15 @@ class Recording:
         )
         self._recorder.checkpoint(record, listing)
         return record.id
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has ended."""
+        return self._recorder.stopped
+
+    def edit(self, kind: str, change: Mapping[str, Value]) -> None:
+        """See `Recorder.edit`."""
+        self._recorder.edit(kind, change)
 
     def wait(self) -> bool:
         """See `Recorder.wait`."""

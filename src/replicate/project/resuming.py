@@ -1,0 +1,176 @@
+"""Going on with a run: which one is meant, from which of its checkpoints, and whether the process
+that recorded it before is gone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from replicate.errors import UsageError
+from replicate.model import (
+    MISSED_BEATS,
+    Attempt,
+    CheckpointRecord,
+    ExperimentRecord,
+    Restored,
+    Status,
+    short,
+)
+from replicate.recorder.recovery import recover
+from replicate.repository import Repository
+from replicate.spool import Spool, spool_root
+
+#: What `resume` says to go on with the newest run of the same command that has not finished.
+LATEST = "latest"
+#: How long a helper process is given to save what a run that has ended has left (seconds).
+_PATIENCE = 10.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A run to go on with, and the checkpoint and the step after which that is."""
+
+    experiment: ExperimentRecord
+    checkpoint: CheckpointRecord | None
+    from_step: int | float | None
+
+    def attempt(self, inputs: ExperimentRecord) -> Attempt:
+        """The next attempt at the run, with these inputs."""
+        made = self.checkpoint
+        return Attempt(
+            number=self.experiment.attempt + 1,
+            created=inputs.created,
+            params=inputs.params,
+            user=inputs.user,
+            host=inputs.host,
+            command=inputs.command,
+            path=inputs.path,
+            tree=None,
+            from_step=self.from_step,
+            restored=Restored(made.id, made.attempt, made.created) if made else None,
+        )
+
+    def describe(self) -> str:
+        """Where it goes on, in words."""
+        if self.from_step is None and self.checkpoint is None:
+            return "from the start: it has no checkpoint"
+        step = "" if self.from_step is None else f"after step {self.from_step}"
+        made = "" if self.checkpoint is None else f"from checkpoint {short(self.checkpoint.id)}"
+        return " ".join(part for part in (made, step) if part)
+
+
+def named(
+    repository: Repository,
+    record: ExperimentRecord,
+    checkpoint: CheckpointRecord | None,
+    from_step: float | None,
+    report: Report,
+) -> Resumption:
+    """How to go on with this run. Raises UsageError when somebody still records it."""
+    if not _is_gone(repository, record.id, report):
+        raise UsageError(
+            f"Experiment {short(record.id)} is still being recorded, by a process on {record.host}",
+            hint="End that process first; in a notebook, experiment.stop() does. Without `resume` "
+            "a new experiment is started.",
+        )
+    return _plan(repository.experiment(record.id), checkpoint, from_step)
+
+
+def latest(
+    repository: Repository,
+    records: Sequence[ExperimentRecord],
+    command: str,
+    from_step: float | None,
+    report: Report,
+) -> Resumption | None:
+    """How to go on with the newest run of this command that has not finished; None when there is
+    none, or it goes on by itself."""
+    found = [r for r in records if r.command == command and r.status is not Status.FINISHED]
+    if not found:
+        report(f"Nothing to resume: no run of `{command}` is unfinished")
+        return None
+    if not _is_gone(repository, found[-1].id, report):
+        report(f"Nothing to resume: experiment {short(found[-1].id)} is still being recorded")
+        return None
+    record = repository.experiment(found[-1].id)
+    return None if record.status is Status.FINISHED else _plan(record, None, from_step)
+
+
+def _plan(
+    experiment: ExperimentRecord,
+    checkpoint: CheckpointRecord | None,
+    from_step: float | None,
+) -> Resumption:
+    """Where to go on: at the checkpoint or the step that is named, else at the latest checkpoint
+    whose files can be had, else at the latest."""
+    if isinstance(from_step, bool) or not isinstance(from_step, int | float | None):
+        raise UsageError(f"from_step must be a number, not {from_step!r}")
+    if checkpoint is None and from_step is None:
+        with_files = [c for c in experiment.current if c.tree is not None]
+        checkpoint = with_files[-1] if with_files else experiment.latest()
+    elif checkpoint is None:
+        there = [c for c in experiment.current if c.step == from_step]
+        checkpoint = max(there, key=lambda c: c.tree is not None, default=None)
+    if from_step is None and checkpoint is not None:
+        from_step = checkpoint.step
+    return Resumption(experiment, checkpoint, from_step)
+
+
+def _is_gone(repository: Repository, id: str, report: Report) -> bool:
+    """Whether nobody records the experiment any more.
+
+    What is unclear becomes clear by waiting: a helper process that is still saving ends, and a
+    heartbeat that was fresh grows old or is followed by the next.
+    """
+    return _spool_is_free(repository, id, report) and _heartbeat_stops(repository, id, report)
+
+
+def _spool_is_free(repository: Repository, id: str, report: Report) -> bool:
+    """Wait for whoever holds the lock of the spool here; save what a crash has left in it."""
+    root = spool_root(repository.url)
+    spool = Spool(root / id)
+    deadline = time.monotonic() + _PATIENCE
+    if _is_locked(spool):
+        report(f"Waiting for the process that records experiment {short(id)} to end")
+    while _is_locked(spool):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    for message in recover(repository, root):
+        report(message)
+    return True
+
+
+def _is_locked(spool: Spool) -> bool:
+    try:
+        lock = spool.try_lock()
+    except FileNotFoundError:
+        return False
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
+
+
+def _heartbeat_stops(repository: Repository, id: str, report: Report) -> bool:
+    """Whether no new sign of life comes from elsewhere."""
+    record = repository.experiment(id)
+    youngest: float | None = None
+    while record.status is Status.RUNNING and record.heartbeat is not None:
+        beat = record.heartbeat
+        if youngest is not None and beat.age < youngest:
+            return False
+        left = max(0.0, MISSED_BEATS * beat.interval - beat.age)
+        if youngest is None:
+            report(
+                f"Experiment {short(id)} was alive {beat.age:.0f} s ago on {record.host}: waiting "
+                f"up to {left:.0f} s for another sign of life"
+            )
+        youngest = beat.age
+        time.sleep(min(left, beat.interval / 20) + 0.01)
+        record = repository.experiment(id)
+    return True
