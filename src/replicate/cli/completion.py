@@ -8,7 +8,13 @@ import os
 import warnings
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, FishComplete, ZshComplete
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    FishComplete,
+    ShellComplete,
+    ZshComplete,
+)
 
 from replicate.cli.output import Output
 
@@ -31,6 +37,49 @@ _BASH = """\
 complete -o nosort -F %(complete_func)s %(prog_name)s 2>/dev/null ||
     complete -F %(complete_func)s %(prog_name)s
 """
+
+_FISH = """\
+function %(complete_func)s
+    set -l answer (env %(complete_var)s=fish_complete COMP_WORDS=(commandline -cp) \\
+        COMP_CWORD=(commandline -t) %(prog_name)s 2>/dev/null)
+    for line in $answer
+        set -l parts (string split -m 1 , -- $line)
+        switch $parts[1]
+            case plain
+                echo $parts[2]
+            case dir
+                __fish_complete_directories $parts[2]
+            case file
+                __fish_complete_path $parts[2]
+        end
+    end
+end
+complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
+"""
+
+
+class _WithOption(ShellComplete):
+    """For shells that take `--option=value` for one word, and want all of it back."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        """What may stand in place of the incomplete word."""
+        items = super().get_completions(args, incomplete)
+        option, sign, _ = incomplete.partition("=")
+        if sign and option.startswith("-"):
+            for item in items:
+                if item.type == "plain":
+                    item.value = f"{option}={item.value}"
+        return items
+
+
+class _Zsh(_WithOption, ZshComplete):
+    """As click's, with options that are joined to their values."""
+
+
+class _Fish(_WithOption, FishComplete):
+    """As click's, with options that are joined to their values, and for words with commas."""
+
+    source_template = _FISH
 
 
 class _Bash(BashComplete):
@@ -61,7 +110,7 @@ class _Bash(BashComplete):
         return f"'{value}" if "'" not in value else f'"{value}'
 
 
-_SHELLS = {"bash": _Bash, "zsh": ZshComplete, "fish": FishComplete}
+_SHELLS = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}
 
 
 @click.command()
