@@ -133,6 +133,7 @@ class Project:
             )
         if wanted is None:
             return None
+        resuming.settle(self.repository, self._report)
         if wanted == resuming.LATEST:
             command = self.config.command or process.command(sys.argv)
             return resuming.latest(

@@ -20,7 +20,7 @@ from replicate.model import (
 )
 from replicate.recorder.recovery import recover
 from replicate.repository import Repository
-from replicate.spool import Spool, spool_root
+from replicate.spool import Spool, all_spools, spool_root
 
 #: What `resume` says to go on with the newest run of the same command that has not finished.
 LATEST = "latest"
@@ -61,6 +61,21 @@ class Resumption:
         step = "" if self.from_step is None else f"after step {self.from_step}"
         made = "" if self.checkpoint is None else f"from checkpoint {short(self.checkpoint.id)}"
         return " ".join(part for part in (made, step) if part)
+
+
+def settle(repository: Repository, report: Report) -> None:
+    """See to it that runs which have ended can be found: one that was killed in its first moments
+    may only be in its spool, from where its helper, or else this call, brings it."""
+    root = spool_root(repository.url)
+    deadline = time.monotonic() + _PATIENCE
+    for spool in all_spools(root):
+        while spool.names() and not repository.has(spool.experiment) and _is_locked(spool):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.05)
+    if repository.exists():
+        for message in recover(repository, root):
+            report(message)
 
 
 def named(
