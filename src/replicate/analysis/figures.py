@@ -38,6 +38,7 @@ _MANY = len(_COLORS)
 _UNKNOWN = "#9a9a9a"
 _SIZE = (7.5, 4.5)
 _MAX_CATEGORY = 18
+_MAX_LABEL = 60
 _MAX_CATEGORIES = 12
 
 
@@ -70,7 +71,7 @@ def draw_course(
     """A line for each experiment: up to ten in colours with a legend, more of them thin and
     coloured by a number. With smoothing the recorded values stay as faint lines."""
     many = len(course.lines) > _MANY
-    colors = _shades(course.shade, ax) if many else _COLORS
+    colors = _shades(course.shade, bar=ax) if many else _COLORS
     convert, x_label = _x_axis(course)
     handles = []
     for line, color in zip(course.lines, colors, strict=False):
@@ -139,11 +140,11 @@ def draw_scatter(
             color=_COLORS[1],
         )
         _text(note)
+    ax.margins(0.12, 0.14)
     logx = scatter.param.log if logx is None else logx
     logy = scatter.metric.log if logy is None else logy
     _scale_axes(ax, logx=logx and not scatter.param.categories, logy=logy)
     _name_categories(ax, scatter.param)
-    ax.margins(0.08, 0.14)
     _decorate(ax, scatter.param.name, scatter.metric.name)
     left = len(scatter.experiments) - len(dots)
     without = f" ({left} without a value)" if left else ""
@@ -157,6 +158,7 @@ def _name_categories(ax: Axes, scale: Scale) -> None:
     names = [_short(c) for c in scale.categories]
     slanted: Any = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 60 else {}
     ax.set_xticks(range(len(names)), names, parse_math=False, **slanted)
+    ax.set_xlim(-0.6, len(names) - 0.4)
 
 
 def draw_parallel(parallel: Parallel, ax: Axes) -> Axes:
@@ -165,7 +167,7 @@ def draw_parallel(parallel: Parallel, ax: Axes) -> Axes:
     scales = [*parallel.params, parallel.metric]
     values = parallel.metric.positions
     rows = [_heights(scale) for scale in scales]
-    colors = _shades(Shade(parallel.metric.name, values, parallel.metric.log), ax)
+    colors = _shades(Shade(parallel.metric.name, values, parallel.metric.log))
     best = best_of(values, parallel.goal)
     order = sorted(range(len(values)), key=lambda i: (i == best, _finite(values[i])))
     for i in order:
@@ -195,7 +197,7 @@ def _upright_axis(ax: Axes, x: int, scale: Scale) -> None:
     for height, name in _ticks(scale):
         ax.plot([x, x + 0.025], [height, height], color=_UNKNOWN, linewidth=0.8, zorder=0)
         label = ax.text(x + 0.04, height, _short(name), fontsize=7.5, va="center", zorder=5)
-        label.set_bbox({"facecolor": ax.get_facecolor(), "alpha": 0.6, "pad": 0.6, "linewidth": 0})
+        label.set_bbox({"facecolor": ax.get_facecolor(), "alpha": 0.8, "pad": 0.8, "linewidth": 0})
         _text(label)
 
 
@@ -205,15 +207,15 @@ def _ticks(scale: Scale) -> list[tuple[float, str]]:
         every = math.ceil(len(scale.categories) / _MAX_CATEGORIES)
         return [(place(float(i)), c) for i, c in enumerate(scale.categories) if i % every == 0]
     known = sorted({p for p in scale.positions if p is not None and math.isfinite(p)})
-    if len(known) > 5:
+    if len(known) > 7:
         low, high = known[0], known[-1]
         parts = (0.0, 0.25, 0.5, 0.75, 1.0)
         known = [low * (high / low) ** t if log else low + t * (high - low) for t in parts]
     return [(place(value), f"{value:.3g}") for value in known]
 
 
-def _shades(shade: Shade, ax: Axes) -> list[Any]:
-    """A colour for each number, and a bar beside the axes that says which is which."""
+def _shades(shade: Shade, bar: Axes | None = None) -> list[Any]:
+    """A colour for each number, and a scale beside these axes that says which is which."""
     matplotlib = _required("matplotlib")
     colors = _required("matplotlib.colors")
     known = [v for v in shade.values if v is not None and math.isfinite(v)]
@@ -225,11 +227,11 @@ def _shades(shade: Shade, ax: Axes) -> list[Any]:
     whole = matplotlib.colormaps["viridis"]
     palette = colors.ListedColormap(whole([i / 255 * 0.92 for i in range(256)]))
     mappable = matplotlib.cm.ScalarMappable(norm, palette)
-    if ax.figure is not None:
-        bar = ax.figure.colorbar(mappable, ax=ax, pad=0.02, aspect=30)
-        bar.outline.set_visible(False)
-        _text(bar.ax.yaxis.label)
-        bar.set_label(escape(shade.name))
+    if bar is not None:
+        key = bar.figure.colorbar(mappable, ax=bar, pad=0.02, aspect=30)
+        key.outline.set_visible(False)
+        _text(key.ax.yaxis.label)
+        key.set_label(escape(shade.name))
     return [mappable.to_rgba(v) if _finite(v) else _UNKNOWN for v in shade.values]
 
 
@@ -239,10 +241,14 @@ def _finite(value: float | None) -> bool:
 
 def _scale_axes(ax: Axes, *, logx: bool, logy: bool) -> None:
     """What is not above zero has no place on a logarithmic axis, and is left out."""
+    ticker = _required("matplotlib.ticker")
     if logx:
         ax.set_xscale("log", nonpositive="mask")
     if logy:
         ax.set_yscale("log", nonpositive="mask")
+    for axis in [ax.xaxis] * logx + [ax.yaxis] * logy:
+        axis.set_major_formatter(ticker.LogFormatter())
+        axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _decorate(ax: Axes, x_label: str, y_label: str) -> None:
@@ -258,10 +264,11 @@ def _legend(ax: Axes, handles: Sequence[Any], names: Sequence[str]) -> None:
     if not handles:
         return
     # A label that begins with "_" would keep its line out of the legend.
-    legend = ax.legend(handles, [f"\u200b{name}" for name in names], frameon=False, fontsize=8)
+    legend = ax.legend(handles, [f"\u200b{name}" for name in names], fontsize=8, framealpha=0.8)
+    legend.get_frame().set_linewidth(0)
     for text, name in zip(legend.get_texts(), names, strict=True):
         _text(text)
-        text.set_text(name)
+        text.set_text(_short(name, _MAX_LABEL))
 
 
 def _text(text: Any) -> None:
@@ -269,6 +276,6 @@ def _text(text: Any) -> None:
     text.set_parse_math(False)
 
 
-def _short(name: str) -> str:
+def _short(name: str, limit: int = _MAX_CATEGORY) -> str:
     name = escape(name)
-    return name if len(name) <= _MAX_CATEGORY else name[: _MAX_CATEGORY - 1] + "…"
+    return name if len(name) <= limit else name[: limit - 1] + "…"

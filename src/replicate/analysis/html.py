@@ -24,7 +24,7 @@ from replicate.model import (
     short,
 )
 
-_MAX_ROWS = 50
+_MAX_ROWS = 40
 _MAX_COLUMNS = 12
 _MAX_PAIRS = 40
 _MAX_CELL = 48

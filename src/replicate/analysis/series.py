@@ -17,7 +17,6 @@ from replicate.text import escape
 from replicate.text import value as shown
 
 _MAX_LABEL_PARAMS = 3
-_MAX_LABEL = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +68,10 @@ def known_name(name: str, known: Sequence[str], kind: str) -> str:
     if name in known:
         return name
     near = difflib.get_close_matches(name, known, n=1)
-    listed = ", ".join(escape(n) for n in known[:20]) or "none"
+    advice = f"; did you mean {near[0]}?" if near else ""
     raise NotFoundError(
-        f"No experiment has a {kind} {name!r}",
-        hint=f"Did you mean {near[0]!r}?" if near else f"They have {listed}.",
+        f'no experiment has the {kind} "{name}"{advice}',
+        hint=f"there are {', '.join(known) or 'none'}",
     )
 
 
@@ -103,8 +102,7 @@ def _label(
         base = record.name if names[record.name] == 1 else f"{record.name} ({base})"
     params = flatten(record.params)
     told = ", ".join(f"{name}={shown(params[name])}" for name in differing if name in params)
-    label = escape(f"{base}  {told}" if told else base)
-    return label if len(label) <= _MAX_LABEL else label[: _MAX_LABEL - 1] + "…"
+    return escape(f"{base}  {told}" if told else base)
 
 
 def smoothed(values: Sequence[float], amount: float) -> list[float]:

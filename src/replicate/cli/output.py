@@ -28,6 +28,8 @@ _STYLES = {
     "red": "31",
     "green": "32",
     "yellow": "33",
+    "blue": "34",
+    "magenta": "35",
     "cyan": "36",
 }
 _MAX_WARNINGS = 10
@@ -76,6 +78,15 @@ class Output:
     def terminal(self) -> bool:
         """Whether a person reads stdout, rather than a file or a program."""
         return self._stdout.isatty()
+
+    @property
+    def colored(self) -> bool:
+        """Whether stdout takes colours."""
+        return self._has_colors(self._stdout)
+
+    def can_write(self, text: str) -> bool:
+        """Whether the encoding of stdout has all these characters."""
+        return _can_write(self._stdout, text)
 
     def paint(self, text: str, style: str) -> str:
         """The text in a style ("bold", "red" …), if stdout takes colours."""

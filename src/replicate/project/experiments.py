@@ -210,10 +210,11 @@ class Experiment:
     ) -> Axes:
         """Draw how a metric went, by default the primary one; see `ExperimentList.plot`."""
         return analysis.plot(
-            [self._run()], metric, x=x, logx=logx, logy=logy, smoothing=smoothing, ax=ax
+            [self.run()], metric, x=x, logx=logx, logy=logy, smoothing=smoothing, ax=ax
         )
 
-    def _run(self) -> analysis.Run:
+    def run(self) -> analysis.Run:
+        """The experiment with its history, as charts are made of."""
         history = self.history()
         return analysis.Run(self.record, history)
 

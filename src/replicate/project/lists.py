@@ -106,6 +106,10 @@ class ExperimentList(Sequence[Experiment]):
 
     # ------------------------------------------------------------ looking closer
 
+    def runs(self) -> list[analysis.Run]:
+        """Each of them with its history, as charts are made of."""
+        return [e.run() for e in self]
+
     def to_dataframe(self) -> DataFrame:
         """A row for each experiment: what it is, `params.*`, and `metrics.*` of its best
         checkpoint, or of its latest where none is best.
@@ -119,7 +123,7 @@ class ExperimentList(Sequence[Experiment]):
 
         With `metric` only that one. Raises UsageError when pandas is not installed.
         """
-        return analysis.history_frame(self._runs(), metric)
+        return analysis.history_frame(self.runs(), metric)
 
     def plot(
         self,
@@ -141,7 +145,7 @@ class ExperimentList(Sequence[Experiment]):
         has, UsageError when matplotlib is not installed.
         """
         return analysis.plot(
-            self._runs(),
+            self.runs(),
             metric,
             x=x,
             logx=logx,
@@ -163,7 +167,7 @@ class ExperimentList(Sequence[Experiment]):
         """Draw a metric over a param, a dot for each experiment: of its best checkpoint, else of
         its latest, else what it has logged last. Axes are logarithmic where that suits the numbers,
         unless told otherwise. Raises like `plot`."""
-        return analysis.scatter(self._runs(), param, metric, logx=logx, logy=logy, ax=ax)
+        return analysis.scatter(self.runs(), param, metric, logx=logx, logy=logy, ax=ax)
 
     def parallel(
         self,
@@ -174,7 +178,7 @@ class ExperimentList(Sequence[Experiment]):
     ) -> Axes:
         """Draw params and a metric as upright axes side by side, and each experiment as a line
         through them. `params` are by default those that differ. Raises like `plot`."""
-        return analysis.parallel(self._runs(), params, metric, ax=ax)
+        return analysis.parallel(self.runs(), params, metric, ax=ax)
 
     # ------------------------------------------------------------ doing
 
@@ -196,9 +200,6 @@ class ExperimentList(Sequence[Experiment]):
 
     def _records(self) -> list[ExperimentRecord]:
         return [e._current() for e in self]
-
-    def _runs(self) -> list[analysis.Run]:
-        return [e._run() for e in self]
 
 
 class Experiments:
