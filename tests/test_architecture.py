@@ -18,12 +18,12 @@ from replicate.cli import COMMANDS
 #: its own package. A package stands for all its modules, unless one of them has a row of its own.
 LAYERS = (
     ("errors",),
-    ("config", "ignore", "backends.base", "chunking", "compression", "periods"),
+    ("config", "ignore", "cache", "compact", "backends.base", "chunking", "compression", "periods"),
     ("model", "backends"),
     ("blobs", "records", "values", "diff", "query", "environment", "process", "text"),
     ("tree", "fold", "analysis"),
     ("repository", "spool"),
-    ("maintenance",),
+    ("maintenance", "index"),
     ("recorder",),
     ("project",),
     ("api", "cli", "dashboard", "integrations", "notebook"),
@@ -46,6 +46,7 @@ LATE = {
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
     ("compression", "zstandard"): "only a repository that compresses needs it",
     ("chunking", "pyfastcdc.cy"): "only the process that cuts files needs it",
+    ("cache", "sqlite3"): "a training script lists nothing, and some Pythons are built without it",
     ("config", "yaml"): "20 ms that only those with a replicate.yaml pay",
 }
 #: Who may read the environment, and who may speak to the person.

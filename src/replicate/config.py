@@ -37,6 +37,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "REPLICATE_GROUP": "The experiment's group, where `init()` is given none",
     "REPLICATE_RESUME": "The experiment to go on with, where `init()` names none: an id, or `latest`",
     "REPLICATE_MODE": "`disabled`: record nothing",
+    "REPLICATE_CACHE": "Where listings are cached, instead of `~/.cache/replicate`",
     "REPLICATE_ALL_RANKS": "`1`: record every process of a distributed run, not only rank 0",
 }
 #: Variables of this prefix belong to the client of replicate.com, which shares our name.
@@ -89,6 +90,7 @@ class Config:
     group: str | None = None
     resume: str | None = None
     disabled: bool = False
+    cache: Path | None = None
 
 
 def find_project(start: Path) -> tuple[Path, Path | None]:
@@ -146,6 +148,7 @@ def load(
         group=environ.get("REPLICATE_GROUP") or None,
         resume=environ.get("REPLICATE_RESUME") or None,
         disabled=_disabled(environ),
+        cache=_cache(environ),
         **values,
     )
 
@@ -278,6 +281,18 @@ _SETTINGS: Mapping[str, Callable[[object], Any]] = {
 
 def _tags(text: str) -> tuple[str, ...]:
     return tuple(tag for part in text.split(",") if (tag := part.strip()))
+
+
+def _cache(environ: Mapping[str, str]) -> Path | None:
+    """Where to keep what can be had again; None where there is no such place."""
+    if named := environ.get("REPLICATE_CACHE"):
+        return Path(named).absolute()
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        found = Path(environ.get(name, ""))
+        if found.is_absolute():
+            return found / "replicate"
+    home = Path(os.path.expanduser("~"))
+    return home / ".cache" / "replicate" if home.is_absolute() else None
 
 
 def _disabled(environ: Mapping[str, str]) -> bool:

@@ -36,8 +36,6 @@ from replicate.model import (
 )
 
 _CHECK = re.compile(rb',\s*"check":\s*"([0-9a-f]{16})"\s*\}\s*\Z')
-#: How every event ends that this library has written: `,"check":"0123456789abcdef"}`.
-_SEAL, _SEAL_SIZE = b',"check":"', 28
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 # As json.loads, without its guesses at encodings, which cost as much as the decoding of an event.
 _parse = json.JSONDecoder().raw_decode
@@ -130,13 +128,11 @@ def seal_event(value: Mapping[str, Value]) -> bytes:
 
 def unseal(data: bytes, name: str) -> dict[str, Any]:
     """The value of a sealed document or event. Raises DamagedError, calling it `name`."""
-    if data.startswith(_SEAL, -_SEAL_SIZE) and data.endswith(b'"}'):
-        body, check = data[:-_SEAL_SIZE], data[-18:-2]
-    elif found := _CHECK.search(data):
-        body, check = data[: found.start()], found[1]
-    else:
+    found = _CHECK.match(data, max(0, data.rfind(b",")))
+    if found is None:
         raise DamagedError(f"{name} is damaged: it does not end with a checksum")
-    if _digest(body) != check:
+    body = data[: found.start()]
+    if _digest(body) != found[1]:
         raise DamagedError(f"{name} is damaged: its checksum does not match")
     try:
         return _object(body.decode().lstrip() + "}")
@@ -176,11 +172,11 @@ def encode_experiment(record: ExperimentRecord) -> bytes:
             "tree": record.tree,
             "size": record.size,
             "stored": record.stored,
-            **({} if record.imported is None else {"imported": encode_value(record.imported)}),
             "environment": encode_value(record.environment),
             "packages": dict(record.packages),
             "parent": record.parent
             and {"experiment": record.parent.experiment, "checkpoint": record.parent.checkpoint},
+            **({} if record.imported is None else {"imported": encode_value(record.imported)}),
         }
     )
 
@@ -203,11 +199,11 @@ def decode_experiment(data: bytes, name: str) -> ExperimentRecord:
             path=_decode_path(value["path"]),
             tree=value["tree"],
             size=value.get("size"),
-            imported=decode_value(value.get("imported")),
             stored=value.get("stored"),
             environment=decode_value(value.get("environment", {})),
             packages=value.get("packages", {}),
             parent=_decode_parent(value.get("parent")),
+            imported=decode_value(value.get("imported")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _malformed(name, error) from error

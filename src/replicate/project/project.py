@@ -14,6 +14,7 @@ from replicate import config, maintenance, process
 from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError, UsageError
+from replicate.index import Index, Match
 from replicate.model import CheckpointRecord, ExperimentRecord, Origin, short
 from replicate.project import checkouts, resuming
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from replicate.maintenance import Collected, Progress, RemovalPlan, Removed, Usage, Verification
 
 Report = Callable[[str], None]
+#: Of ids that a prefix might mean, so many are described.
+_DESCRIBED = 20
+
 Found = ExperimentRecord | tuple[ExperimentRecord, CheckpointRecord]
 
 
@@ -162,9 +166,14 @@ class Project:
 
         What this process has recorded so far is in it. No repository yet means no experiments.
         """
+        index = self._index()
+        return index.records() if index else []
+
+    def _index(self) -> Index | None:
+        """What is in the repository, with all that this process has recorded so far."""
         for recorder in live_recorders():
             recorder.wait()
-        return self.repository.experiments() if self.repository.exists() else []
+        return Index(self.repository, self.config.cache) if self.repository.exists() else None
 
     def resolve(self, prefix: str) -> Found:
         """The experiment or checkpoint whose id starts with `prefix`.
@@ -175,13 +184,13 @@ class Project:
 
     def resolve_all(self, prefixes: Sequence[str]) -> list[Found]:
         """What each of these prefixes stands for. Raises like `resolve`."""
-        records = self.records()
-        return [self._resolve(prefix, records) for prefix in prefixes]
+        index = self._index()
+        found = index.matches(prefixes) if index else [[] for _ in prefixes]
+        return [self._resolve(*pair) for pair in zip(prefixes, found, strict=True)]
 
-    def _resolve(self, prefix: str, records: Sequence[ExperimentRecord]) -> Found:
-        matches = _matches(prefix, records)
+    def _resolve(self, prefix: str, matches: Sequence[Match]) -> Found:
         if len(matches) == 1:
-            return matches[0]
+            return self._found(matches[0])
         if not matches:
             raise NotFoundError(
                 f"No experiment or checkpoint has an id that starts with {prefix!r}",
@@ -189,8 +198,14 @@ class Project:
             )
         raise AmbiguousIdError(
             f"{prefix!r} matches {len(matches)} ids; give more of its digits",
-            [_describe(match) for match in matches],
+            [_describe(self._found(match)) for match in matches[:_DESCRIBED]],
         )
+
+    def _found(self, match: Match) -> Found:
+        record = self.repository.experiment(match.experiment)
+        if match.checkpoint is None:
+            return record
+        return record, next(c for c in record.checkpoints if c.id == match.checkpoint)
 
     def pick(self, prefix: str) -> Picked:
         """The checkpoint that `prefix` names; for an experiment its best, else its latest."""
@@ -316,15 +331,6 @@ class Project:
                 hint="`replicate.init()` in a training script makes one.",
             )
         return self.repository
-
-
-def _matches(prefix: str, records: Sequence[ExperimentRecord]) -> list[Found]:
-    matches: list[Found] = []
-    for experiment in records if prefix else ():
-        if experiment.id.startswith(prefix):
-            matches.append(experiment)
-        matches += [(experiment, c) for c in experiment.checkpoints if c.id.startswith(prefix)]
-    return matches
 
 
 def _describe(found: Found) -> str:

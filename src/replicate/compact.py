@@ -1,0 +1,93 @@
+"""Frozen values as lists of JSON values, for caches: compact, and without names or versions.
+
+What is written is read only by the same code, so the fields of the classes are all the schema
+there is: a new field needs nothing here. Values of the user's, which are JSON, stay as they are.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+Decode = Callable[[Any], Any]
+_PLAIN = frozenset({str, int, float, bool, types.NoneType})
+
+
+def pack(value: Any) -> Any:
+    """`value` as what `json.dumps` takes; `unpack` with the value's type is the inverse."""
+    if type(value) in _PLAIN:
+        return value
+    if is_dataclass(value):
+        return [pack(getattr(value, name)) for name in _schema(cast(Hashable, type(value)))[0]]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [pack(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: pack(item) for name, item in value.items()}
+    return value
+
+
+def unpack(kind: type[T], packed: list[Any], **instead: Any) -> T:
+    """The inverse of `pack` for a dataclass, with the fields in `instead` as given there."""
+    names, decoders = _schema(cast(Hashable, kind))
+    for place, decode in decoders:
+        if packed[place] is not None:
+            packed[place] = decode(packed[place])
+    values = dict(zip(names, packed, strict=True))
+    values.update(instead)
+    return kind(**values)
+
+
+@cache
+def _schema(kind: Hashable) -> tuple[list[str], list[tuple[int, Decode]]]:
+    """The names of all fields, and the places of those whose values are not JSON's own, with what
+    decodes them."""
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in fields(cast(Any, kind))]
+    decoders = ((place, _decoder(hints[name])) for place, name in enumerate(names))
+    return names, [(place, decode) for place, decode in decoders if decode is not None]
+
+
+def _decoder(hint: Any) -> Decode | None:
+    """What makes a value of this type of what JSON has for it; None where that is the value."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        decoders = [d for a in arguments if (d := _decoder(a))]
+        if not decoders:
+            return None
+        return _tuple if decoders == [_tuple] else _only(decoders, hint)
+    if origin is tuple and arguments[1:] == (...,):
+        decode = _decoder(arguments[0])
+        return (lambda items: tuple(map(decode, items))) if decode else _tuple
+    if isinstance(hint, type) and is_dataclass(hint):
+        return lambda packed: unpack(hint, packed)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint
+    if hint is datetime:
+        return datetime.fromisoformat
+    if hint is Any or hint in _PLAIN or origin in _AS_THEY_ARE:
+        return None
+    raise TypeError(f"{hint} has no compact form")
+
+
+#: Of the user's values, which are JSON; the index replaces a sequence of checkpoints itself.
+_AS_THEY_ARE = (typing.Literal, Mapping, Sequence)
+
+
+def _tuple(items: Any) -> Any:
+    """A list as a tuple; a text, where the type allows one instead, as itself."""
+    return tuple(items) if isinstance(items, list) else items
+
+
+def _only(decoders: list[Decode], hint: Any) -> Decode:
+    if len(decoders) > 1:
+        raise TypeError(f"{hint} has no compact form")
+    return decoders[0]
