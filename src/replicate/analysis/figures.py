@@ -38,7 +38,8 @@ _MANY = len(_COLORS)
 _UNKNOWN = "#9a9a9a"
 _SIZE = (7.5, 4.5)
 _MAX_CATEGORY = 18
-_MAX_LABEL = 60
+_MAX_LABEL = 72
+_MAX_INSIDE = 24
 _MAX_CATEGORIES = 12
 
 
@@ -247,8 +248,19 @@ def _scale_axes(ax: Axes, *, logx: bool, logy: bool) -> None:
     if logy:
         ax.set_yscale("log", nonpositive="mask")
     for axis in [ax.xaxis] * logx + [ax.yaxis] * logy:
-        axis.set_major_formatter(ticker.LogFormatter())
-        axis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(ticker.FuncFormatter(_between_powers(axis)))
+
+
+def _between_powers(axis: Any) -> Callable[[float, object], str]:
+    """Names for 2 and 5 times a power of ten, on an axis so short that it has few powers."""
+
+    def name(value: float, _: object) -> str:
+        low, high = axis.get_view_interval()
+        digit = round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+        return f"{value:g}" if high / low < 200 and digit in (2, 5) else ""
+
+    return name
 
 
 def _decorate(ax: Axes, x_label: str, y_label: str) -> None:
@@ -263,12 +275,17 @@ def _decorate(ax: Axes, x_label: str, y_label: str) -> None:
 def _legend(ax: Axes, handles: Sequence[Any], names: Sequence[str]) -> None:
     if not handles:
         return
+    names = [_short(name, _MAX_LABEL) for name in names]
+    place: Any = {}
+    if max(map(len, names)) > _MAX_INSIDE:  # it would cover the lines
+        columns = 2 if max(map(len, names)) <= _MAX_LABEL // 2 else 1
+        place = {"loc": "upper left", "bbox_to_anchor": (0, -0.13), "ncols": columns}
     # A label that begins with "_" would keep its line out of the legend.
-    legend = ax.legend(handles, [f"\u200b{name}" for name in names], fontsize=8, framealpha=0.8)
+    legend = ax.legend(handles, [f"\u200b{name}" for name in names], fontsize=8, **place)
     legend.get_frame().set_linewidth(0)
     for text, name in zip(legend.get_texts(), names, strict=True):
         _text(text)
-        text.set_text(_short(name, _MAX_LABEL))
+        text.set_text(name)
 
 
 def _text(text: Any) -> None:
