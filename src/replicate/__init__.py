@@ -26,11 +26,13 @@ __all__ = [
     "ReplicateError",
     "experiments",
     "init",
+    "load",
 ]
 
 _HOMES = {
     "experiments": "replicate.api",
     "init": "replicate.api",
+    "load": "replicate.api",
     "ReplicateError": "replicate.errors",
     "Checkpoint": "replicate.project",
     "CheckpointList": "replicate.project",

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from replicate import project
+from replicate import analysis, project
 from replicate.errors import RepositoryError
 from replicate.project import Checkpoint, Experiment, Experiments
 
@@ -63,6 +63,24 @@ class Project(project.Project):
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(repository, directory, report=_say)
+
+
+def load(
+    checkpoint: Checkpoint,
+    path: str | os.PathLike[str] | None = None,
+    framework: Literal["numpy", "pt"] = "numpy",
+) -> Any:
+    """One of a checkpoint's files as a value, by the ending of its name.
+
+    .safetensors is a dict of arrays (of tensors of torch with framework="pt"), .npz a dict of
+    arrays, .npy an array; .json what it says; .csv and .parquet a data frame; .txt, .md, .yaml and
+    the like text. `path` may be left out when the checkpoint has one file.
+
+    Nothing is ever unpickled. Any other file is a UsageError that says how to open it yourself.
+    """
+    name = checkpoint.path if path is None else Path(path).as_posix()
+    with checkpoint.open(path if path is None else os.fspath(path)) as file:
+        return analysis.read(file, str(name), framework)
 
 
 #: The experiments of the project that the working directory is in: `list()` and `get(id)`.
