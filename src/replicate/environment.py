@@ -14,10 +14,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 HIDDEN = "***"
 _TIMEOUT = 10  # seconds, for git and nvidia-smi
@@ -174,6 +176,9 @@ def packages(modules: Iterable[str]) -> dict[str, str]:
     Looks along `sys.path` and imports none of them. Several distributions may provide one
     module, as those of `google` do: all are named. A name is as its distribution writes it.
     """
+    # 10 ms that only the helper has to pay, although a trainer may import this module.
+    from importlib.metadata import distributions
+
     wanted = set(modules)
     found: dict[str, str] = {}
     for distribution in distributions():
