@@ -117,14 +117,15 @@ class Cache:
                 return act(connection)
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF not in _HARMLESS:
-                self._remove()
+                _remove(self._file)
         except OSError:
             pass  # the directory cannot be made
         except (ValueError, OverflowError, MemoryError):
-            self._remove()  # no length, text or number that we have written
+            _remove(self._file)  # no length, text or number that we have written
         return None
 
-    def _remove(self) -> None:
-        for file in (self._file, Path(f"{self._file}-journal")):
-            with suppress(OSError):
-                file.unlink()
+
+def _remove(file: Path) -> None:
+    for name in (file, Path(f"{file}-journal")):
+        with suppress(OSError):
+            name.unlink()
