@@ -136,8 +136,8 @@ class Committer:
         self.stopped = self.stopped or any(kind == "stop" for kind, _, _ in events)
 
     def beat(self, interval: float) -> None:
-        """Write the heartbeat, once there is an experiment."""
-        if self.created:
+        """Write the heartbeat, while there is an experiment: one that was removed stays so."""
+        if self.created and self._repository.has(self._spool.experiment):
             self._repository.beat(self._spool.experiment, interval, self.events)
 
     # ------------------------------------------------------------ the steps of a commit

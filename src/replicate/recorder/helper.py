@@ -72,7 +72,7 @@ class Helper:
         for work in (self._listen, self._beat):
             threading.Thread(target=work, daemon=True).start()
         retry, waited = _FIRST_RETRY, 0.0
-        while True:
+        while self._spool.directory.is_dir():  # else the repository was removed, and stays so
             # Taken before the commit: what was spooled before these were set is in it.
             waiting, gone = self._waiting[:], self._trainer_gone or self._bye
             trouble = self._save_some(gone)
@@ -146,7 +146,8 @@ class Helper:
         while not self._done.wait(INTERVAL if self._committer.created else 0.05):
             # A beat that fails is not worth a word: the next one, or a job, will tell.
             with suppress(ReplicateError):
-                self._committer.beat(INTERVAL)
+                if self._spool.directory.is_dir():
+                    self._committer.beat(INTERVAL)
 
     def _listen(self) -> None:
         """Take messages as they come: a leased file must not wait for what is being committed,
