@@ -57,6 +57,7 @@ CODE = {"code/model.py": b"layers = 3\n", "code/lib/data.py": b"rows = 5\n"}
 
 #: As in `faults/sitecustomize.py`: a full disk does not stop the other calls.
 NEEDS_ROOM = {"open", "write", "close", "mkdir", "link", "rename", "fsync", "copy"}
+LEASE = "lease"
 ERRORS = ["disk full once", "disk full for a while", "disk full", "disk error"]
 KILLS = ["killed before", "killed after", "both killed before", "both killed after"]
 
@@ -119,7 +120,7 @@ class Run:
         done = self.project.run(
             SCRIPT,
             expect=None,
-            PYTHONPATH=str(FAULTS),
+            PYTHONPATH=os.pathsep.join([str(FAULTS), os.environ.get("PYTHONPATH", "")]),
             FAULT_ROOT=str(self.project.repository),
             FAULT_DIRECTORY=str(self.faults),
             **environ,
@@ -138,7 +139,13 @@ class Run:
         """Of every call that this process has made, what it was and from where."""
         self.project.wait_for_helpers()
         lines = (self.faults / "calls").read_text().splitlines()
-        return [line.partition(" ")[2] for line in lines if line.startswith(f"{role} ")]
+        made = [line.partition(" ")[2] for line in lines if line.startswith(f"{role} ")]
+        return [place for place in made if place != LEASE]
+
+    @property
+    def leases(self) -> int:
+        """How often a lease was asked for."""
+        return (self.faults / "calls").read_text().splitlines().count(f"trainer {LEASE}")
 
     def repair(self, *, make_room: bool) -> None:
         """What a person does then: make room on the disk, and recover."""
@@ -287,3 +294,95 @@ def test_whatever_goes_wrong_nothing_is_lost_in_silence_and_nothing_half_is_show
     wrong = [sentence for _, found in outcomes for sentence in found]
     assert not wrong, "\n".join(wrong)
     assert sum(fired for fired, _ in outcomes) > 0.7 * len(tried)
+
+
+# ------------------------------------------------------------ helpers that come to nothing
+
+
+def assert_finished_whole(run: Run, *, lost: Sequence[str] = ()) -> None:
+    """The script was not hurt, and all of the run is there but for these files."""
+    assert (run.exit_code, run.lines[-1]) == (0, "trained"), run.said
+    run.project.wait_for_helpers()
+    record = run.record()
+    assert record is not None and record.status is Status.FINISHED
+    assert list(check_record(run, record)) == []
+    assert [problem for problem in record.problems if not any(f in problem for f in lost)] == []
+    assert run.project.spools() == []
+    assert run.project.open().verify(full=True).damage == ()
+
+
+def test_undisturbed_a_large_file_is_leased_and_all_is_saved(undisturbed: Run) -> None:
+    assert undisturbed.leases
+    assert_finished_whole(undisturbed)
+
+
+def test_where_no_process_can_be_started_saving_happens_in_the_foreground(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"FAULT_KIND": "no processes"})
+    assert run.said.count("foreground") == 1
+    assert run.leases == 0
+    assert "helper" not in {place.split()[0] for place in run.places("helper")}
+    assert_finished_whole(run)
+
+
+@pytest.mark.parametrize("operation", ["fsync", "send"])
+def test_when_every_helper_dies_saving_goes_on_in_the_foreground(
+    tmp_path: Path, undisturbed: Run, operation: str
+) -> None:
+    places = Counter(p for p in undisturbed.places("helper") if p.startswith(operation))
+    ((at, _),) = places.most_common(1)
+    run = Run(tmp_path, Scenario("each killed before", "helper", at, 1).environ)
+    assert run.said.count("The helper process keeps ending") == 1
+    assert_finished_whole(run, lost=["out/large"])
+
+
+def test_a_helper_that_is_killed_while_it_is_idle_is_replaced_and_nothing_is_lost(
+    project: ProjectDirectory, tmp_path: Path
+) -> None:
+    process = project.start("""
+        import sys, replicate
+        experiment = replicate.init(path=None)
+        for step in range(3):
+            with open("m", "wb") as file:
+                file.write(b"%d" % step * 300_000)
+            experiment.checkpoint("m")
+            experiment.wait()
+            print("idle", flush=True)
+            sys.stdin.readline()
+    """)
+    assert process.stdout is not None and process.stdin is not None
+    for _ in range(3):
+        assert process.stdout.readline() == "idle\n"
+        (helper,) = project.helpers()
+        os.kill(helper, signal.SIGKILL)
+        while helper in project.helpers():
+            pass
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+    process.communicate()
+    record = project.record()
+    assert (process.returncode, record.status, record.problems) == (0, Status.FINISHED, ())
+    for step, checkpoint in enumerate(record.checkpoints):
+        out = project.files_of(checkpoint.id, tmp_path / str(step))
+        assert out == {"m": b"%d" % step * 300_000}
+    assert len(record.checkpoints) == 3
+
+
+def test_when_the_repository_is_removed_training_goes_on_and_the_loss_is_said(
+    project: ProjectDirectory,
+) -> None:
+    done = project.run("""
+        import os, shutil, replicate
+        experiment = replicate.init()
+        for step in range(6):
+            with open("m", "wb") as file:
+                file.write(b"%d" % step * 300_000)
+            experiment.checkpoint("m", metrics={"step": step})
+            if step == 2:
+                experiment.wait()
+                os.rename(".replicate", "trash")  # at once: the helper writes when it likes
+                shutil.rmtree("trash")
+        print("trained")
+    """)
+    assert done.stdout == "trained\n"
+    assert "Traceback" not in done.stderr
+    assert "lost" in done.stderr

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import io
 import os
 import signal
@@ -271,7 +272,19 @@ def forbid_processes() -> None:
     subprocess.Popen.__init__ = refuse  # type: ignore[assignment, method-assign]
 
 
+def count_leases() -> None:
+    plain = fcntl.fcntl
+
+    def counted(descriptor: Any, command: int, *args: Any) -> Any:
+        if command == fcntl.F_SETLEASE:
+            log(f"{ROLE} lease")
+        return plain(descriptor, command, *args)
+
+    fcntl.fcntl = counted
+
+
+if ROOT:
+    install()
+    count_leases()
 if KIND == "no processes":
     forbid_processes()
-elif ROOT:
-    install()
