@@ -7,12 +7,12 @@ Times are RFC 3339 in UTC. A number that JSON cannot hold is the string "NaN", "
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from replicate.diff import Change, Comparison, FileChange, FileSide, Missing, Side, unified
-from replicate.model import CheckpointRecord, ExperimentRecord, Stop, Value
+from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, Point, Stop, Value
 
 JsonObject = dict[str, Any]
 
@@ -36,7 +36,7 @@ def time_json(when: datetime) -> str:
 def experiment_json(experiment: ExperimentRecord) -> JsonObject:
     """An experiment with its best and latest checkpoint, but without the others."""
     best, latest = experiment.best(), experiment.latest()
-    length = experiment.duration
+    length, parent = experiment.duration, experiment.parent
     return {
         "id": experiment.id,
         "created": time_json(experiment.created),
@@ -50,7 +50,9 @@ def experiment_json(experiment: ExperimentRecord) -> JsonObject:
         "notes": experiment.notes,
         "group": experiment.group,
         "params": value_json(experiment.params),
-        "num_checkpoints": len(experiment.checkpoints),
+        "parent": parent and {"experiment": parent.experiment, "checkpoint": parent.checkpoint},
+        "attempt": experiment.attempt,
+        "num_checkpoints": len(experiment.current),
         "latest_checkpoint": checkpoint_json(latest) if latest else None,
         "best_checkpoint": checkpoint_json(best) if best else None,
         "stop": _stop_json(experiment.stop) if experiment.stop else None,
@@ -59,15 +61,52 @@ def experiment_json(experiment: ExperimentRecord) -> JsonObject:
         "packages": dict(experiment.packages),
         "size": experiment.size,
         "stored": experiment.stored,
+        "imported": value_json(experiment.imported),
         "problems": list(experiment.problems),
         "damage": list(experiment.damage),
     }
 
 
-def experiment_with_checkpoints_json(experiment: ExperimentRecord) -> JsonObject:
-    """An experiment with all of its checkpoints, oldest first."""
-    every = [checkpoint_json(checkpoint) for checkpoint in experiment.checkpoints]
-    return {**experiment_json(experiment), "checkpoints": every}
+def experiment_with_checkpoints_json(
+    experiment: ExperimentRecord, children: Sequence[ExperimentRecord] = ()
+) -> JsonObject:
+    """An experiment with all of its checkpoints, oldest first, its attempts if it was resumed, the
+    edits of its labels, and the experiments that were forked from it."""
+    return {
+        **experiment_json(experiment),
+        "checkpoints": [checkpoint_json(checkpoint) for checkpoint in experiment.checkpoints],
+        "attempts": [_attempt_json(attempt) for attempt in experiment.attempts],
+        "edits": [
+            {
+                "time": time_json(edit.time),
+                "author": edit.author,
+                "kind": edit.kind,
+                **value_json(edit.change),
+            }
+            for edit in experiment.edits
+        ],
+        "children": [
+            {"experiment": child.id, "checkpoint": child.parent and child.parent.checkpoint}
+            for child in children
+        ],
+    }
+
+
+def _attempt_json(attempt: Attempt) -> JsonObject:
+    return {
+        "number": attempt.number,
+        "created": time_json(attempt.created),
+        "from_step": value_json(attempt.from_step),
+        "from_checkpoint": attempt.restored.checkpoint if attempt.restored else None,
+        "params": value_json(attempt.params),
+        "user": attempt.user,
+        "host": attempt.host,
+        "command": attempt.command,
+        "path": _path_json(attempt.path),
+        "environment": value_json(attempt.environment),
+        "packages": dict(attempt.packages),
+        "stop": _stop_json(attempt.stop) if attempt.stop else None,
+    }
 
 
 def checkpoint_json(checkpoint: CheckpointRecord) -> JsonObject:
@@ -82,6 +121,18 @@ def checkpoint_json(checkpoint: CheckpointRecord) -> JsonObject:
         "primary_metric": {"name": primary.name, "goal": primary.goal} if primary else None,
         "size": checkpoint.size,
         "stored": checkpoint.stored,
+        "attempt": checkpoint.attempt,
+        "superseded": checkpoint.superseded,
+        "dropped": checkpoint.dropped,
+    }
+
+
+def point_json(point: Point) -> JsonObject:
+    """Metrics at a moment of a run."""
+    return {
+        "time": time_json(point.time),
+        "step": value_json(point.step),
+        "metrics": value_json(point.metrics),
     }
 
 

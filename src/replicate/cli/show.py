@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import click
@@ -11,6 +12,7 @@ import click
 from replicate.cli import text
 from replicate.cli.options import ID, location
 from replicate.cli.output import Output
+from replicate.cli.provenance import attempt_lines, edit_lines, lineage_lines
 from replicate.cli.schema import (
     checkpoint_with_experiment_json,
     experiment_with_checkpoints_json,
@@ -26,6 +28,7 @@ from replicate.model import (
     short,
 )
 from replicate.project import Project
+from replicate.project.lineage import Relative
 
 Fact = tuple[str, str]
 
@@ -71,11 +74,12 @@ def show(output: Output, project: Project, id: str, every: bool, as_json: bool) 
     if isinstance(found, ExperimentRecord):
         experiment = found
         if as_json:
-            output.json(experiment_with_checkpoints_json(experiment))
+            children = project.children(experiment)
+            output.json(experiment_with_checkpoints_json(experiment, children))
         else:
-            show_experiment(output, experiment, every)
+            show_experiment(output, experiment, every, project.lineage(experiment))
     else:
-        experiment, checkpoint = found
+        experiment, checkpoint = found[0].at(found[1]), found[1]
         if as_json:
             output.json(checkpoint_with_experiment_json(experiment, checkpoint))
         else:
@@ -83,9 +87,21 @@ def show(output: Output, project: Project, id: str, every: bool, as_json: bool) 
     output.warn(experiment.damage)
 
 
-def show_experiment(output: Output, experiment: ExperimentRecord, every: bool) -> None:
+def show_experiment(
+    output: Output, experiment: ExperimentRecord, every: bool, family: Relative | None = None
+) -> None:
     """Write all about an experiment, its checkpoints in a table as wide as the terminal takes."""
     output.data(experiment_lines(experiment, every=every, paint=output.paint))
+    sections = {
+        "Attempts": attempt_lines(experiment, every=every),
+        "Lineage": lineage_lines(family, experiment.id, plain=output.ellipsis == "..."),
+        "Edits": edit_lines(experiment.edits) if every else [],
+    }
+    for title, lines in sections.items():
+        if lines:
+            output.data(["", output.paint(title, "bold"), *lines])
+    if not every:
+        experiment = replace(experiment, checkpoints=experiment.current)
     if not experiment.checkpoints:
         return
     columns = checkpoint_columns(experiment, datetime.now(UTC), every=every)
@@ -125,6 +141,7 @@ def checkpoint_lines(
         ("Created", text.date(checkpoint.created)),
         ("Path", _path(checkpoint.path)),
         ("Step", text.step(checkpoint.step) or "none"),
+        *([("Superseded", "by a later attempt")] if checkpoint.superseded else []),
         *_size_facts(checkpoint.size, checkpoint.stored),
     ]
     primary = checkpoint.primary_metric
@@ -295,10 +312,16 @@ def checkpoint_columns(
             short=[text.ago(when, now, brief=True) if when else "" for when in created],
         ),
     ]
+    if every and experiment.attempts:
+        columns.append(Column("attempt", "ATTEMPT", [_attempt(c) if c else "" for c in rows]))
     return columns + [
         Column(f"metric:{name}", text.heading(name), _metric_cells(experiment, rows, name))
         for name in _metric_names(experiment)
     ]
+
+
+def _attempt(checkpoint: CheckpointRecord) -> str:
+    return f"{checkpoint.attempt}{' (superseded)' if checkpoint.superseded else ''}"
 
 
 def shown_rows(experiment: ExperimentRecord) -> list[int | None]:

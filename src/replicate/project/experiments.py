@@ -254,6 +254,10 @@ class Experiment:
         """Remove tags; one that it has not is no error."""
         self._edit("tag", labels.tagging(remove=tags))
 
+    def retag(self, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Add some tags and remove others, in one edit."""
+        self._edit("tag", labels.tagging(add, remove))
+
     def note(self, text: str | None) -> None:
         """Replace the notes by this text; None removes them."""
         self._edit("note", {"text": labels.text("note", text)})

@@ -16,10 +16,11 @@ from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError, UsageError
 from replicate.index import Index, Match
 from replicate.model import CheckpointRecord, ExperimentRecord, Origin, short
-from replicate.project import checkouts, resuming
+from replicate.project import checkouts, lineage, resuming
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.checkpoints import Checkpoint
 from replicate.project.experiments import Experiment
+from replicate.project.lineage import Relative
 from replicate.project.lists import Experiments
 from replicate.project.recording import Paths, start, unrecorded
 from replicate.project.resuming import Resumption
@@ -157,9 +158,24 @@ class Project:
 
     def find(self, prefix: str) -> Experiment:
         """The experiment whose id, or one of whose checkpoints' ids, starts with `prefix`."""
-        found = self.resolve(prefix)
-        record = found if isinstance(found, ExperimentRecord) else found[0]
-        return Experiment(record, self.repository, home=self)
+        return self.find_all([prefix])[0]
+
+    def find_all(self, prefixes: Sequence[str]) -> list[Experiment]:
+        """The experiment that each of these prefixes stands for, each one once."""
+        found = [
+            match if isinstance(match, ExperimentRecord) else match[0]
+            for match in self.resolve_all(prefixes)
+        ]
+        records = {record.id: record for record in found}
+        return [Experiment(record, self.repository, home=self) for record in records.values()]
+
+    def children(self, experiment: ExperimentRecord) -> list[ExperimentRecord]:
+        """The experiments that were forked from this one, the oldest first."""
+        return lineage.children(experiment.id, self.records())
+
+    def lineage(self, experiment: ExperimentRecord) -> Relative:
+        """The family tree of an experiment; see `lineage.lineage`."""
+        return lineage.lineage(experiment, self.records())
 
     def records(self) -> list[ExperimentRecord]:
         """All experiments that are not deleted, the oldest first.

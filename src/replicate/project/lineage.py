@@ -1,0 +1,68 @@
+"""Which run came from which: the ancestors and the descendants of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from replicate.model import CheckpointRecord, ExperimentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """An experiment in a family tree. `record` is None when it was deleted; `origin` is the
+    checkpoint of its parent that it came from, by its id, and by its record where that is there."""
+
+    id: str
+    record: ExperimentRecord | None
+    origin: str | None = None
+    checkpoint: CheckpointRecord | None = None
+    children: tuple[Relative, ...] = ()
+
+
+def lineage(experiment: ExperimentRecord, records: Sequence[ExperimentRecord]) -> Relative:
+    """The oldest ancestor that is known, with the line that leads to `experiment` and all that came
+    from it. One without relatives is alone."""
+    known = {record.id: record for record in records}
+    found = _with_descendants(experiment, known, frozenset())
+    seen = {experiment.id}
+    youngest: ExperimentRecord | None = experiment
+    while youngest is not None and youngest.parent and youngest.parent.experiment not in seen:
+        seen.add(youngest.parent.experiment)
+        above = known.get(youngest.parent.experiment)
+        found = _relative(youngest.parent.experiment, above, known, (found,))
+        youngest = above
+    return found
+
+
+def children(id: str, records: Sequence[ExperimentRecord]) -> list[ExperimentRecord]:
+    """The experiments that were forked from this one, the oldest first."""
+    return [r for r in records if r.parent is not None and r.parent.experiment == id]
+
+
+def _with_descendants(
+    record: ExperimentRecord, known: Mapping[str, ExperimentRecord], above: frozenset[str]
+) -> Relative:
+    below = above | {record.id}
+    return _relative(record.id, record, known, tuple(_below(record, known, below)))
+
+
+def _below(
+    record: ExperimentRecord, known: Mapping[str, ExperimentRecord], above: frozenset[str]
+) -> Iterator[Relative]:
+    for child in children(record.id, list(known.values())):
+        if child.id not in above:  # damage or a forgery may have made a circle
+            yield _with_descendants(child, known, above)
+
+
+def _relative(
+    id: str,
+    record: ExperimentRecord | None,
+    known: Mapping[str, ExperimentRecord],
+    children: tuple[Relative, ...],
+) -> Relative:
+    parent = record.parent if record else None
+    origin = parent.checkpoint if parent else None
+    source = known.get(parent.experiment) if parent else None
+    checkpoint = next((c for c in source.checkpoints if c.id == origin), None) if source else None
+    return Relative(id, record, origin, checkpoint, children)
