@@ -85,7 +85,7 @@ class Shell:
             stderr=terminal,
         )
         os.close(terminal)
-        self.shown = b""
+        self._shown, self._more = b"", threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         assert self._line.read_text() == "ready\n"
@@ -95,10 +95,17 @@ class Shell:
         os.write(self._person, keys.encode() + b"\x07")
         return self._line.read_text().removesuffix("\n")
 
+    def shows(self, text: str) -> bool:
+        """Whether the text appears: waits until it does, or the test runs out of time."""
+        with self._more:
+            return self._more.wait_for(lambda: text.encode() in self._shown)
+
     def _read(self) -> None:
         with suppress(OSError):  # the terminal is closed
             while data := os.read(self._person, 4096):
-                self.shown += data
+                with self._more:
+                    self._shown += data
+                    self._more.notify()
 
     def close(self) -> None:
         self._process.kill()
@@ -191,8 +198,8 @@ def test_bash_opens_a_quote_for_a_name_that_is_not_quoted(shell: Shell) -> None:
 @pytest.mark.parametrize("shell", ["zsh", "fish"], indirect=True)
 def test_zsh_and_fish_tell_commands_and_steps_beside_the_ids(shell: Shell) -> None:
     shell.typed("replicate show \t\t")
-    assert b"train.py 1" in shell.shown
-    assert b"checkpoint of 2abcdef, step 20" in shell.shown
+    assert shell.shows("train.py 1")
+    assert shell.shows("checkpoint of 2abcdef, step 20")
 
 
 # ---------------------------------------------------------------- what a shell asks and is told

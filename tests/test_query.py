@@ -252,15 +252,16 @@ def test_a_name_that_no_experiment_has_is_an_error_with_the_nearest() -> None:
     assert "model.depth, val/loss" in (error.value.hint or "")
 
 
-def test_a_name_of_some_experiment_or_of_an_earlier_checkpoint_is_right() -> None:
-    records = [experiment("one", {"warmup": 1}, {"val/loss": 1}), experiment("b")]
-    check_names(["warmup", "metrics.warmup", "val/loss", "created"], records)
+def test_a_name_that_some_experiment_has_is_right() -> None:
+    records = [experiment("one", {"val/loss": 0, "a": 1}, {"b": 1, "val/loss": 1}), experiment("b")]
+    check_names(["a", "metrics.b", "val/loss", "created"], records)
     check_names(["anything"], [])
 
 
 def test_names_lists_fields_then_params_then_metrics() -> None:
-    record = experiment("one", {"a": 1}, {"b": 1}, params={"p": {"q": 1}, "r": 2})
-    assert names([record])[-4:] == ["p.q", "r", "a", "b"]
+    params = {"p": {"q": 1}, "r": 2}
+    record = experiment("one", {"val/loss": 0, "a": 1}, {"val/loss": 1, "b": 1}, params=params)
+    assert names([record])[-5:] == ["p.q", "r", "val/loss", "a", "b"]
     assert names([record])[:3] == ["id", "created", "status"]
 
 

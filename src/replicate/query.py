@@ -105,13 +105,13 @@ def _metric(record: ExperimentRecord, name: str) -> Value:
 
 
 def names(records: Iterable[ExperimentRecord]) -> list[str]:
-    """Every name that one of the experiments has: fields, then params, then metrics."""
+    """Every name that one of the experiments has a value for: fields, params, then metrics."""
     params: dict[str, None] = {}
     metrics: dict[str, None] = {}
     for record in records:
         params.update(dict.fromkeys(flatten(record.params)))
-        for checkpoint in record.checkpoints:
-            metrics.update(dict.fromkeys(checkpoint.metrics))
+        for checkpoint in (record.best(), record.latest()):
+            metrics.update(dict.fromkeys(checkpoint.metrics if checkpoint else ()))
     return list(dict.fromkeys([*FIELDS, *params, *metrics]))
 
 
@@ -121,7 +121,9 @@ def check_names(wanted: Iterable[str], records: Sequence[ExperimentRecord]) -> N
     Without experiments every name is right: nobody knows yet.
     """
     for name in wanted:
-        if not records or name in FIELDS or any(_has(record, name) for record in records):
+        if not records or name in FIELDS:
+            continue
+        if any(_lookup(record, name) is not _MISSING for record in records):
             continue
         known = names(records)
         explicit = [f"{kind}.{n}" for kind in ("params", "metrics") for n in known]
@@ -131,13 +133,6 @@ def check_names(wanted: Iterable[str], records: Sequence[ExperimentRecord]) -> N
         raise NotFoundError(
             f'no experiment has "{name}"{advice}', hint=f"there are {', '.join(known)}"
         )
-
-
-def _has(record: ExperimentRecord, name: str) -> bool:
-    if _lookup(record, name) is not _MISSING:
-        return True
-    metric = {name, name.removeprefix("metrics.")}
-    return any(not metric.isdisjoint(c.metrics) for c in record.checkpoints)
 
 
 # ---------------------------------------------------------------- filters

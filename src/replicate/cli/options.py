@@ -4,19 +4,21 @@ kinds of words that a shell can complete from what is stored there."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from replicate.cli import text
-from replicate.model import SHORT_ID, ExperimentRecord, short
+from replicate.model import SHORT_ID, CheckpointRecord, ExperimentRecord, short
 from replicate.project import Project
 from replicate.query import OPERATORS, Filter, Sort, names, parse_filter, parse_sort
 
 #: So many ids are offered before their first digit is typed: more than a person looks through.
 _MAX_IDS = 100
+#: So many ids are told apart by more than their digits.
+_MAX_TOLD = 20
 
 
 def location(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,10 +42,10 @@ def location(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_project
 
 
-def _records(context: click.Context) -> list[ExperimentRecord]:
-    """The experiments that the words before the one being completed point to."""
-    where = {key: context.params.get(key) for key in ("repository", "directory")}
-    return Project(**where).records()
+def _project(context: click.Context) -> Project:
+    """The project that the words before the one being completed point to."""
+    where = context.params
+    return Project(repository=where.get("repository"), directory=where.get("directory"))
 
 
 class _Word(click.ParamType):  # type: ignore[type-arg]  # generic in later versions only
@@ -58,22 +60,44 @@ class _Id(_Word):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """The newest first: experiments with their command, then checkpoints with their step."""
-        records = [*reversed(_records(ctx))]
-        known = [(id, help) for id, help in _ids(records) if id.startswith(incomplete)]
+        """Experiments with their command, then checkpoints with their step, the newest first."""
+        known = [*(_ids(_project(ctx), incomplete) if incomplete else _newest(_project(ctx)))]
         brief = {short(id) for id, _ in known}
         whole = len(incomplete) >= SHORT_ID or len(brief) < len(known)
-        items = [CompletionItem(id if whole else short(id), help=help) for id, help in known]
-        return items if incomplete else items[:_MAX_IDS]
+        return [CompletionItem(id if whole else short(id), help=help) for id, help in known]
 
 
-def _ids(records: Sequence[ExperimentRecord]) -> Iterator[tuple[str, str]]:
+def _newest(project: Project) -> Iterator[tuple[str, str]]:
+    """The newest experiments, and their best and latest checkpoints."""
+    records = project.records()[: -_MAX_IDS - 1 : -1]
+    yield from ((experiment.id, _about(experiment)) for experiment in records)
     for experiment in records:
-        yield experiment.id, text.escape(experiment.name or experiment.command)
-    for experiment in records:
-        for checkpoint in reversed(experiment.checkpoints):
-            step = "" if checkpoint.step is None else f", step {text.step(checkpoint.step)}"
-            yield checkpoint.id, f"checkpoint of {short(experiment.id)}{step}"
+        ends = {c.id: c for c in (experiment.best(), experiment.latest()) if c}
+        yield from ((id, _about_checkpoint(c)) for id, c in ends.items())
+
+
+def _ids(project: Project, prefix: str) -> Iterator[tuple[str, str]]:
+    """The ids that start so. Only of a few is told what they are: it has to be read."""
+    matches = project.matches(prefix)
+    if len(matches) > _MAX_TOLD:
+        yield from ((m.checkpoint or m.experiment, "") for m in matches)
+        return
+    found = [project.resolve(m.checkpoint or m.experiment) for m in matches]
+    experiments = [f for f in found if isinstance(f, ExperimentRecord)]
+    checkpoints = [f[1] for f in found if not isinstance(f, ExperimentRecord)]
+    for experiment in sorted(experiments, key=lambda e: e.created, reverse=True):
+        yield experiment.id, _about(experiment)
+    for checkpoint in sorted(checkpoints, key=lambda c: c.created, reverse=True):
+        yield checkpoint.id, _about_checkpoint(checkpoint)
+
+
+def _about(experiment: ExperimentRecord) -> str:
+    return text.escape(experiment.name or experiment.command)
+
+
+def _about_checkpoint(checkpoint: CheckpointRecord) -> str:
+    step = "" if checkpoint.step is None else f", step {text.step(checkpoint.step)}"
+    return f"checkpoint of {short(checkpoint.experiment)}{step}"
 
 
 def _items(values: Iterable[str], incomplete: str) -> list[CompletionItem]:
@@ -93,7 +117,7 @@ class _Filter(_Word):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Names, and when it is clear which one is meant its operators."""
-        known = names(_records(ctx))
+        known = names(_project(ctx).records())
         meant = [name for name in known if name.startswith(incomplete)]
         if len(meant) > 1:
             return _items(meant, incomplete)
@@ -113,7 +137,7 @@ class _Sort(_Word):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Names, and when it is clear which one is meant its two directions."""
-        known = names(_records(ctx))
+        known = names(_project(ctx).records())
         meant = _items(known, incomplete)
         return meant if len(meant) > 1 else _items(_directions(known), incomplete)
 
@@ -139,7 +163,7 @@ class _Columns(_Word):
     ) -> list[CompletionItem]:
         """The names that are not among those before the last comma."""
         before, comma, _ = incomplete.rpartition(",")
-        more = [name for name in names(_records(ctx)) if name not in before.split(",")]
+        more = [name for name in names(_project(ctx).records()) if name not in before.split(",")]
         return _items((f"{before}{comma}{name}" for name in more), incomplete)
 
 

@@ -198,6 +198,11 @@ class Project:
         """
         return self.resolve_all([prefix])[0]
 
+    def matches(self, prefix: str) -> list[Match]:
+        """The ids of experiments and checkpoints that start with `prefix`; none for no prefix."""
+        index = self._index()
+        return index.matches([prefix])[0] if index else []
+
     def resolve_all(self, prefixes: Sequence[str]) -> list[Found]:
         """What each of these prefixes stands for. Raises like `resolve`."""
         index = self._index()
