@@ -1,4 +1,5 @@
-"""Frozen values as lists of JSON values, for caches: compact, and without names or versions.
+"""Frozen dataclasses with slots as lists of JSON values, for caches: compact, without names or
+versions.
 
 What is written is read only by the same code, so the fields of the classes are all the schema
 there is: a new field needs nothing here. Values of the user's, which are JSON, stay as they are.
@@ -13,7 +14,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 T = TypeVar("T")
 Decode = Callable[[Any], Any]
@@ -25,7 +26,7 @@ def pack(value: Any) -> Any:
     if type(value) in _PLAIN:
         return value
     if is_dataclass(value):
-        return [pack(getattr(value, name)) for name in _schema(cast(Hashable, type(value)))[0]]
+        return [pack(getattr(value, name)) for name in _schema(cast(Hashable, type(value))).names]
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, list | tuple):
@@ -36,24 +37,36 @@ def pack(value: Any) -> Any:
 
 
 def unpack(kind: type[T], packed: list[Any], **instead: Any) -> T:
-    """The inverse of `pack` for a dataclass, with the fields in `instead` as given there."""
-    names, decoders = _schema(cast(Hashable, kind))
-    for place, decode in decoders:
+    """The inverse of `pack` for a dataclass, with the fields in `instead` as given there. It uses
+    `packed` up."""
+    schema = _schema(cast(Hashable, kind))
+    for place, decode in schema.decoders:
         if packed[place] is not None:
             packed[place] = decode(packed[place])
-    values = dict(zip(names, packed, strict=True))
-    values.update(instead)
-    return kind(**values)
+    for name, value in instead.items():
+        packed[schema.names[name]] = value
+    # As __init__ does for a frozen class with slots, at a third of the price.
+    made = object.__new__(kind)
+    for assign, value in zip(schema.slots, packed, strict=True):
+        assign(made, value)
+    return made
+
+
+class _Schema(NamedTuple):
+    """The places of a class's fields by name, what assigns each, and what decodes those whose
+    values are not JSON's own."""
+
+    names: dict[str, int]
+    slots: list[Callable[[Any, Any], None]]
+    decoders: list[tuple[int, Decode]]
 
 
 @cache
-def _schema(kind: Hashable) -> tuple[list[str], list[tuple[int, Decode]]]:
-    """The names of all fields, and the places of those whose values are not JSON's own, with what
-    decodes them."""
+def _schema(kind: Hashable) -> _Schema:
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in fields(cast(Any, kind))]
-    decoders = ((place, _decoder(hints[name])) for place, name in enumerate(names))
-    return names, [(place, decode) for place, decode in decoders if decode is not None]
+    names = {field.name: place for place, field in enumerate(fields(cast(Any, kind)))}
+    decoders = [(place, d) for name, place in names.items() if (d := _decoder(hints[name]))]
+    return _Schema(names, [getattr(kind, name).__set__ for name in names], decoders)
 
 
 def _decoder(hint: Any) -> Decode | None:
@@ -70,7 +83,7 @@ def _decoder(hint: Any) -> Decode | None:
     if isinstance(hint, type) and is_dataclass(hint):
         return lambda packed: unpack(hint, packed)
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint
+        return {member.value: member for member in hint}.__getitem__
     if hint is datetime:
         return datetime.fromisoformat
     if hint is Any or hint in _PLAIN or origin in _AS_THEY_ARE:

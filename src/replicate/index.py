@@ -185,12 +185,13 @@ class _Kept:
 
     listed: Listed
     fingerprint: bytes
-    events: Mapping[str, int]
+    events: bytes
     deleted: bool
     stopped: bool
     parts: list[bytes]
     repository: Repository
     clock: Callable[[], float]
+    beat: bytes = b""
     heartbeat: Heartbeat | None = None
 
     @classmethod
@@ -208,24 +209,22 @@ class _Kept:
         if fingerprint != _fingerprint(listed):
             return None
         return cls(
-            listed, fingerprint, json.loads(events), b"d" in flags, b"s" in flags, parts,
-            repository, clock,
-        )  # fmt: skip
+            listed, fingerprint, events, b"d" in flags, b"s" in flags, parts, repository, clock
+        )
 
     @property
     def id(self) -> str:
         return self.listed.id
 
     def knows(self, stat: Stat, beat: bytes | None) -> bool:
-        """Whether the heartbeat with these numbers is kept; then it is this entry's."""
-        version, _, content = (beat or b"").partition(b"\n")
-        return version == stat.version.encode() and self.accept(
-            Heartbeat(math.inf, *json.loads(content))
-        )
+        """Whether the heartbeat with these numbers is kept, as one that was accepted before."""
+        version, _, self.beat = (beat or b"").partition(b"\n")
+        return version == stat.version.encode()
 
     def accept(self, heartbeat: Heartbeat) -> bool:
         """Whether we have all the events that the heartbeat counts; then it is this entry's."""
-        if any(self.events.get(writer, 0) < n for writer, n in heartbeat.events.items()):
+        events = json.loads(self.events)
+        if any(events.get(writer, 0) < n for writer, n in heartbeat.events.items()):
             return False
         self.heartbeat = heartbeat
         return True
@@ -233,7 +232,7 @@ class _Kept:
     def record(self) -> ExperimentRecord:
         """The record as a read of the repository gives it, decoded as far as listings need."""
         summary, environment, packages = self.parts
-        packed, count, best, latest, primary = json.loads(summary)
+        packed, count, best, latest, primary = json.loads(summary.decode())
         checkpoints = LazyCheckpoints(
             count,
             best and unpack(CheckpointRecord, best),
@@ -251,10 +250,12 @@ class _Kept:
         )
 
     def _aged(self) -> Heartbeat | None:
-        stat = self.listed.heartbeat
-        if self.heartbeat is None or stat is None or self.stopped:
-            return self.heartbeat
-        return replace(self.heartbeat, age=max(0.0, self.clock() - stat.modified))
+        stat, heartbeat = self.listed.heartbeat, self.heartbeat
+        if heartbeat is None and self.beat:
+            heartbeat = Heartbeat(math.inf, *json.loads(self.beat.decode()))
+        if heartbeat is None or stat is None or self.stopped:
+            return heartbeat
+        return replace(heartbeat, age=max(0.0, self.clock() - stat.modified))
 
 
 _Entry = _Kept | _Damaged

@@ -31,6 +31,11 @@ def validate_key(key: str) -> str:
     return key
 
 
+def is_component(name: str) -> bool:
+    """Whether `name` can stand between the slashes of a key."""
+    return _COMPONENT.fullmatch(name) is not None
+
+
 def validate_prefix(prefix: str, after: str) -> None:
     """Raise UsageError unless `prefix` is "" or a directory as `a/b/`, and `after` "" or a key."""
     if prefix:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from uuid import uuid4
@@ -23,6 +22,7 @@ from replicate.backends.base import (
     Backend,
     Content,
     Stat,
+    is_component,
     validate_key,
     validate_prefix,
 )
@@ -39,7 +39,7 @@ from replicate.backends.files import (
     write_all,
     write_file,
 )
-from replicate.errors import DamagedError, KeyNotFoundError, UsageError
+from replicate.errors import DamagedError, KeyNotFoundError
 
 if sys.platform != "win32":
     import fcntl
@@ -335,7 +335,7 @@ def _entries(root: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         with os.scandir(f"{root}/{prefix}") as entries:
             for entry in entries:
                 name = entry.name
-                if len(name) <= longest and _is_name(name):
+                if len(name) <= longest and is_component(name):
                     if entry.is_dir(follow_symlinks=False):
                         found.append((f"{prefix}{name}/", entry))
                     elif entry.is_file(follow_symlinks=False):
@@ -346,13 +346,3 @@ def _entries(root: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         raise storage_error("list", root / prefix, error) from error
     found.sort(key=itemgetter(0))
     return iter(found)
-
-
-@lru_cache(maxsize=1024)
-def _is_name(name: str) -> bool:
-    """Whether `name` can be one component of a key."""
-    try:
-        validate_key(name)
-    except UsageError:
-        return False
-    return True
