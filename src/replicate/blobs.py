@@ -5,13 +5,19 @@ It knows keys, hashes and encodings; it does not know which file a blob belongs 
 
 from __future__ import annotations
 
+import mmap
+import os
+import threading
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
 
 from blake3 import blake3
 
 from replicate import compression
 from replicate.backends.base import Backend, Content
+from replicate.backends.files import write_at
+from replicate.backends.local import LocalBackend
 from replicate.chunking import MAX_CHUNK
 from replicate.errors import DamagedError, KeyNotFoundError
 
@@ -20,11 +26,12 @@ MAX_BLOB = MAX_CHUNK
 #: A blob that was stored or touched less than this ago is safe from garbage collection while its
 #: user is at work: half of a collector's grace (seconds).
 FRESH = 1800.0
-#: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue.
+#: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue. While
+#: it is written, as much again is added.
 FLUSH_AT = 64 << 20
 
 
-def hash_of(content: Content) -> str:
+def hash_of(content: Content | mmap.mmap) -> str:
     """The BLAKE3 hash of `content`, 64 hex digits; what `b3sum` prints for the same bytes."""
     return blake3(content).hexdigest()
 
@@ -35,6 +42,10 @@ def blob_key(hash: str, suffix: str = "") -> str:
 
 def tree_key(hash: str) -> str:
     return f"trees/{hash[:2]}/{hash}.json"
+
+
+#: By key, what is to be written, and for whom.
+_Items = dict[str, tuple[Content, Hashable]]
 
 
 class Batch:
@@ -48,7 +59,8 @@ class Batch:
     def __init__(self, backend: Backend, *, compress: bool) -> None:
         self._backend = backend
         self._compress = compress
-        self._items: dict[str, tuple[Content, Hashable]] = {}
+        self._items: _Items = {}
+        self._writing: _Background | None = None
         self._size = 0
         self.stored: Counter[Hashable] = Counter()
 
@@ -67,15 +79,33 @@ class Batch:
     def flush(self) -> None:
         """Write all that was added. Trees and blobs may go together, because nothing refers to a
         tree before its journal line, and who adds a tree has added each of its blobs too."""
-        if not self._items:
+        self._settle()
+        self._store(self._take())
+
+    def _write_behind(self) -> None:
+        """Write what was added, while the caller goes on adding: hashing need not wait for the
+        disk. One such write at a time, which bounds what has to be held."""
+        self._settle()
+        self._writing = _Background(self._store, self._take())
+
+    def _settle(self) -> None:
+        """Wait for what is being written; its error is this call's."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _take(self) -> _Items:
+        items, self._items, self._size = self._items, {}, 0
+        return items
+
+    def _store(self, items: _Items) -> None:
+        if not items:
             return
-        created = self._backend.put_if_absent({k: c for k, (c, _) in self._items.items()})
+        created = self._backend.put_if_absent({k: c for k, (c, _) in items.items()})
         for key in created:
-            content, owner = self._items[key]
+            content, owner = items[key]
             if key.startswith("blobs/"):
                 self.stored[owner] += len(content)
-        self._items.clear()
-        self._size = 0
 
     def _add(self, hash: str, content: Content, owner: Hashable) -> None:
         if not self._compress:
@@ -98,7 +128,32 @@ class Batch:
             self._items[key] = (content, owner)
             self._size += len(content)
             if self._size >= FLUSH_AT:
-                self.flush()
+                self._write_behind()
+
+
+class _Background:
+    """A call in a thread of its own, or at once where no thread can be started any more."""
+
+    def __init__(self, store: Callable[[_Items], None], items: _Items) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(store, items))
+        try:
+            self._thread.start()
+        except RuntimeError:  # the interpreter is shutting down
+            store(items)
+
+    def _run(self, store: Callable[[_Items], None], items: _Items) -> None:
+        try:
+            store(items)
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> None:
+        """Wait for its end, and raise what it has raised."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def read_blob(backend: Backend, hash: str, size: int) -> bytes:
@@ -121,6 +176,54 @@ def read_blob(backend: Backend, hash: str, size: int) -> bytes:
             raise DamagedError(f"{name} is damaged: its bytes do not match its name")
         return data
     raise DamagedError(f"{backend.url}/{blob_key(hash)} is missing")
+
+
+def copy_blob(backend: Backend, hash: str, size: int, descriptor: int, offset: int) -> None:
+    """Write the raw bytes of a blob at `offset` of an open file, verified before they are written.
+
+    Raises like `read_blob`, and OSError when the file cannot be written.
+    """
+    if isinstance(backend, LocalBackend) and size:
+        path = backend.path_of(blob_key(hash))
+        if _copy_in_place(path, hash, size, descriptor, offset):
+            return
+    write_at(descriptor, read_blob(backend, hash, size), offset)
+
+
+def _copy_in_place(path: Path, hash: str, size: int, descriptor: int, offset: int) -> bool:
+    """Copy a raw blob from file to file, without memory of its own; False when there is none that
+    is whole, which `read_blob` can tell more of."""
+    try:
+        source = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        if os.fstat(source).st_size != size:
+            return False
+        with mmap.mmap(source, size, access=mmap.ACCESS_READ) as content:
+            if hash_of(content) != hash:
+                return False
+            done = _copy_range(source, size, descriptor, offset)
+            if done < size:
+                with memoryview(content) as view, view[done:] as rest:
+                    write_at(descriptor, rest, offset + done)
+        return True
+    finally:
+        os.close(source)
+
+
+def _copy_range(source: int, size: int, descriptor: int, offset: int) -> int:
+    """How many bytes the kernel has copied by itself: all, where it and the file systems can."""
+    done = 0
+    try:
+        while done < size:
+            copied = os.copy_file_range(source, descriptor, size - done, done, offset + done)
+            if copied == 0:
+                break
+            done += copied
+    except (AttributeError, OSError):
+        pass  # what is left is written in the ordinary way, which fails if this was a real failure
+    return done
 
 
 def read_blobs(backend: Backend, chunks: Iterable[tuple[str, int]]) -> Iterable[bytes]:

@@ -89,6 +89,14 @@ def write_all(descriptor: int, content: Content) -> None:
             done += os.write(descriptor, view[done:])
 
 
+def write_at(descriptor: int, content: Content, offset: int) -> None:
+    """Write all of `content` at `offset`, wherever the file's own position is."""
+    with memoryview(content) as given, given.cast("B") as view:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)
+
+
 def sync_directory(directory: Path) -> None:
     """The entries in `directory` are durable, as far as the system can do it."""
     if sys.platform == "win32":  # a directory cannot be opened there
@@ -136,7 +144,7 @@ def regular_file(path: Path) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
-def several(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+def several(work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS) -> list[R]:
     """`work` of each item, in their order, a few at a time. The first failure is raised."""
     items = list(items)
     if len(items) < 2:
@@ -147,7 +155,7 @@ def several(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     except RuntimeError:  # the interpreter is shutting down, as below
         return [work(item) for item in items]
 
-    with ThreadPoolExecutor(min(SYNC_THREADS, len(items))) as pool:
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
         try:
             results = pool.map(work, items)
         except RuntimeError:  # the interpreter is shutting down, and starts no thread any more

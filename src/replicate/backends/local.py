@@ -163,6 +163,10 @@ class LocalBackend(Backend):
 
     # Writing
 
+    def path_of(self, key: str) -> Path:
+        """Where the bytes of `key` are, if they are anywhere: for reading them in place."""
+        return self._path(key)
+
     def _path(self, key: str) -> Path:
         return self._root / validate_key(key)
 

@@ -1,5 +1,5 @@
-"""Where the tensors lie in a container: zip archives with stored members (torch.save, .npz, .keras)
-and safetensors, told by their content.
+"""Where the tensors lie: in zip archives with stored members (torch.save, .npz, .keras), in
+safetensors and in .npy files, which are told by their content.
 
 Only the headers are read. Nothing is unpickled or decompressed, no member is trusted: what lies
 outside the file, overlaps another or makes no sense is left out, and no number in a header decides
@@ -33,8 +33,13 @@ def find_spans(view: memoryview) -> list[Span]:
 
     Empty for any other file. Never raises for what the bytes are.
     """
-    is_zip = bytes(view[:4]) == _LOCAL_MAGIC
-    found = _zip_members(view) if is_zip else _safetensors(view)
+    magic = bytes(view[:6])
+    if magic[:4] == _LOCAL_MAGIC:
+        found = _zip_members(view)
+    elif magic == _NPY_MAGIC:
+        found = _npy(view)
+    else:
+        found = _safetensors(view)
     return list(_disjoint(islice(found, MAX_PARTS), len(view)))
 
 
@@ -63,6 +68,17 @@ def _safetensors(view: memoryview) -> Iterator[Span]:
         match tensor:
             case {"data_offsets": [int(start), int(end)]}:
                 yield Span(data + start, data + end, is_array=True)
+
+
+# Npy (NEP 1): magic, version, the length of the header, the header, one array to the end.
+
+_NPY_MAGIC = b"\x93NUMPY"
+
+
+def _npy(view: memoryview) -> Iterator[Span]:
+    size = 2 if bytes(view[6:7]) == b"\1" else 4  # of the header's length, from version 2 on
+    start = 8 + size + int.from_bytes(view[8 : 8 + size], "little")
+    yield Span(start, len(view), is_array=True)
 
 
 # Zip: APPNOTE 6.3, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14-16 (its end), 4.5.3.

@@ -19,14 +19,16 @@ from typing import Self
 from blake3 import blake3
 
 from replicate.backends.base import Backend
-from replicate.backends.files import several, write_all
-from replicate.blobs import read_blobs
+from replicate.backends.files import several
+from replicate.blobs import copy_blob, read_blobs
 from replicate.errors import StorageError, UnsafeTreeError
 from replicate.tree.manifest import Entry, permission_bits
 
 #: Called with the bytes that are done and those there are in all.
 Progress = Callable[[int, int], None]
 
+#: Hashing keeps a core busy; a few threads more hide the waiting for a bucket.
+_THREADS = max(4, os.cpu_count() or 1)
 #: What one thread writes in one go is at least this long, unless the file is shorter (bytes).
 _PART = 4 << 20
 #: So many parts are begun before the next look at the progress.
@@ -136,9 +138,10 @@ def _fill(
 
     def write(part: _Part) -> None:
         with part.place.open("r+b", buffering=0) as file:
-            file.seek(part.start)
-            for chunk in read_blobs(backend, part.chunks):
-                write_all(file.fileno(), chunk)
+            start = part.start
+            for hash, size in part.chunks:
+                copy_blob(backend, hash, size, file.fileno(), start)
+                start += size
 
     places = [directory / str(number) for number in range(len(entries))]
     done, total = 0, sum(entry.size for entry in entries)
@@ -149,7 +152,7 @@ def _fill(
             place.touch(exist_ok=False)
     parts = (p for e, place in zip(entries, places, strict=True) for p in _parts(e, place))
     while window := list(islice(parts, _WINDOW)):
-        several(write, window)
+        several(write, window, _THREADS)
         done += sum(part.size for part in window)
         if progress is not None:
             progress(done, total)

@@ -155,7 +155,7 @@ def add_tree(batch: Batch, sources: Iterable[Source], owner: Hashable) -> tuple[
 def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
     if source.kind == "link":
         return Entry(source.path, "link", target=source.target)
-    view, whole = source.view, blake3()
+    view, whole = source.view, blake3(max_threads=blake3.AUTO)
     chunks: list[tuple[str, int]] = []
     start = 0
     for end in chunking.cut(view):
@@ -165,7 +165,7 @@ def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
             whole.update(chunk)
         start = end
         if source.release is not None:
-            source.release(end - FLUSH_AT)  # what is before that, the batch has written
+            source.release(end - 2 * FLUSH_AT)  # what is before that, the batch has written
     if len(chunks) <= 1:
         hash = chunks[0][0] if chunks else batch.add_blob(view, owner)
         return Entry(source.path, mode=source.mode, size=len(view), hash=hash)
