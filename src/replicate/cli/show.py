@@ -331,7 +331,7 @@ def shown_rows(experiment: ExperimentRecord) -> list[int | None]:
         return list(range(total))
     best = experiment.best()
     kept = {*range(_ENDS), *range(total - _ENDS, total)}
-    kept |= {i for i, c in enumerate(experiment.checkpoints) if c is best}
+    kept |= {i for i, c in enumerate(experiment.checkpoints) if c == best}
     rows: list[int | None] = []
     for place in sorted(kept):
         if rows and rows[-1] is not None and place != rows[-1] + 1:
@@ -354,7 +354,7 @@ def _metric_cells(
     for checkpoint in rows:
         found = name in checkpoint.metrics if checkpoint else False
         cell = text.value(checkpoint.metrics[name]) if checkpoint and found else ""
-        is_best = checkpoint is not None and checkpoint is best
+        is_best = checkpoint is not None and checkpoint == best
         cells.append(f"{cell} (best)" if is_best and primary and primary.name == name else cell)
     return cells
 
