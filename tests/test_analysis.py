@@ -118,6 +118,16 @@ def test_a_representation_holds_no_control_characters() -> None:
     assert repr(hostile.checkpoints[0]).isprintable()
 
 
+def test_an_experiment_that_nobody_keeps_says_so(
+    project: ProjectDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    experiment = replicate.init(path=None)
+    assert repr(experiment) == "<Experiment: this process records nothing>"
+    assert "records nothing" in experiment._repr_html_()
+    assert experiment.history() == []
+
+
 def test_refresh_reads_all_of_them_again(project: ProjectDirectory) -> None:
     writing = replicate.init(path=None)
     seen = replicate.experiments.list()
