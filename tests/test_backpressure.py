@@ -132,7 +132,7 @@ def test_ctrl_c_at_the_end_leaves_at_once_and_the_helper_finishes(
     process, helper = start(project)
     with stopped(helper):
         go_on(process)
-        read_until(process, "Still saving")
+        read_until(process, "Ctrl-C leaves it to the helper")
         process.send_signal(signal.SIGINT)
         process.wait()  # although the helper stands still
         assert process.stderr is not None
