@@ -140,6 +140,16 @@ def test_long_lists_are_shortened_with_a_note() -> None:
     assert len(long._repr_html_()) < 10_000 and len(long[0]._repr_html_()) < 10_000
 
 
+def test_checkpoints_that_a_later_attempt_has_done_again_say_so() -> None:
+    made = record(0, metrics=losses(1.0, 2.0))
+    first, second = made.checkpoints
+    plain = listed(made)[0].checkpoints
+    resumed = listed(replace(made, checkpoints=(replace(first, superseded=True), second)))
+    assert "superseded" in Page(resumed[0].checkpoints._repr_html_()).cells
+    assert "superseded" not in Page(plain._repr_html_()).cells
+    assert list(resumed[0].checkpoints.to_dataframe()["superseded"]) == [True, False]
+
+
 def test_nothing_is_fetched_from_elsewhere() -> None:
     for html in pages(record(0, {"a": 1}, losses(1.0))):
         assert not re.search(r"https?:|//|src=|href=|@import|url\(", html.replace("</", ""))

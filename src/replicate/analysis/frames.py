@@ -64,6 +64,7 @@ def checkpoints_frame(checkpoints: Sequence[CheckpointRecord]) -> DataFrame:
         "created": _times([c.created for c in checkpoints]),
         "step": _column([c.step for c in checkpoints]),
         "path": _texts(paths),
+        "superseded": _pandas().Series([c.superseded for c in checkpoints], dtype="bool"),
         **_named("metrics", [c.metrics for c in checkpoints], _metrics),
     }
     frame: DataFrame = _pandas().DataFrame(columns)

@@ -27,7 +27,7 @@ from replicate.model import (
 _MAX_ROWS = 40
 _MAX_COLUMNS = 12
 _MAX_PAIRS = 40
-_MAX_CELL = 48
+_MAX_CELL = 36
 _MAX_TITLE = 500
 
 _STATUS_COLORS: Mapping[Status, str] = {
@@ -122,6 +122,7 @@ def _checkpoints_table(checkpoints: Sequence[CheckpointRecord]) -> str:
         _times("created", [c.created for c in checkpoints]),
         *(_values(n, [c.metrics.get(n) for c in checkpoints]) for n in names[:_MAX_COLUMNS]),
         _texts("path", [_path(c.path) for c in checkpoints]),
+        _texts("state", ["superseded" if c.superseded else None for c in checkpoints]),
     ]
     return _table(columns, len(checkpoints), "checkpoint", [_left_out(names, "metric")])
 
@@ -133,7 +134,7 @@ def experiment_html(record: ExperimentRecord) -> str:
     length = record.duration
     took = f", {text.duration(length)}" if length is not None else ""
     head = (
-        f"<div><b>experiment <code>{short(record.id)}</code>{named}</b> "
+        f"<div><b>experiment <code>{short(record.id)}</code>{named}</b> &ensp;"
         f"{_status_cell(record.status).html}{tags}</div>"
         f'<div class="f">{_date(record.created)}{took} · '
         f"{_escaped(record.user)}@{_escaped(record.host)} · "

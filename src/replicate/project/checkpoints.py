@@ -160,7 +160,8 @@ class CheckpointList(Sequence[Checkpoint]):
         return CheckpointList([*self, *other])
 
     def to_dataframe(self) -> DataFrame:
-        """A row for each checkpoint: id, experiment, created, step, path and `metrics.*`.
+        """A row for each checkpoint: id, experiment, created, step, path, superseded (by a
+        later attempt of the run) and `metrics.*`.
 
         Raises UsageError when pandas is not installed.
         """
