@@ -75,7 +75,7 @@ class Index:
         for entry in entries:
             ids = _kept_ids(kept.get(entry.id), entry.fingerprint)
             if ids is None:  # it was not kept, or is another by now
-                ids = _ids(self._repository.experiment(entry.id))
+                ids = _ids(self._repository.read(entry.listed).record)
             for prefix, matches in zip(prefixes, found, strict=True):
                 if prefix and entry.id.startswith(prefix):
                     matches.append(Match(entry.id))
