@@ -81,6 +81,31 @@ def test_a_run_killed_three_times_has_one_clean_history(
     assert project.files_of(best.id, tmp_path / "out")["state.txt"] == b"435"
 
 
+@posix
+def test_what_is_logged_for_each_batch_has_one_value_a_step_after_kills(
+    project: ProjectDirectory,
+) -> None:
+    script = """
+    import os, signal, replicate
+    experiment = replicate.init(path=None)
+    first = experiment.resumed_from.step + 1 if experiment.resumed_from else 0
+    for epoch in range(first, 5):
+        for batch in range(100):
+            experiment.log({"loss": epoch}, step=100 * epoch + batch)
+            if os.environ.get("DIE") == str(epoch) and batch == 37:
+                os.kill(os.getpid(), signal.SIGKILL)
+        experiment.checkpoint(step=epoch)
+        experiment.log({"seconds": epoch}, step=epoch)  # of the checkpoint's step, but after it
+    """
+    for epoch in (1, 3):
+        kill(project, epoch, script, REPLICATE_RESUME="latest")
+    project.run(script, REPLICATE_RESUME="latest")
+    project.wait_for_helpers()
+    (experiment,) = replicate.experiments.list()
+    assert [p.step for p in experiment.history("loss")] == list(range(500))
+    assert [p.step for p in experiment.history("seconds")] == list(range(5))
+
+
 @linux
 def test_a_run_whose_helper_was_killed_too_loses_nothing(project: ProjectDirectory) -> None:
     run = project.start(
