@@ -25,7 +25,7 @@ LAYERS = (
     ("repository", "spool"),
     ("maintenance", "index"),
     ("recorder",),
-    ("project",),
+    ("project", "interop"),
     ("api", "cli", "dashboard", "integrations", "notebook"),
     ("", "__main__"),  # the package itself, whose names are those of `api` and `project`
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ COMMANDS: Mapping[str, str] = {
     "gc": "Remove what no experiment needs any more.",
     "verify": "Check that everything that was saved can be had back.",
     "recover": "Finish saving what a run had not saved when it was cut off.",
+    "import": "Bring experiments from another tool or repository.",
+    "export": "Write experiments as files that other programs read.",
     "completion": "Print a script that completes commands, ids and names in a shell.",
 }
 ALIASES: Mapping[str, str] = {"list": "ls", "processes": "ps", "delete": "rm"}
@@ -51,7 +54,8 @@ class LazyGroup(click.Group):
         name = ALIASES.get(cmd_name, cmd_name)
         if name not in COMMANDS:
             return super().get_command(ctx, name)
-        command = getattr(importlib.import_module(f"replicate.cli.{name}"), name)
+        module = f"{name}_" if keyword.iskeyword(name) else name
+        command = getattr(importlib.import_module(f"replicate.cli.{module}"), module)
         assert isinstance(command, click.Command)
         return command
 

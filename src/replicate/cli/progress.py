@@ -15,10 +15,10 @@ _CLEAR = "\r\x1b[K"
 
 
 @contextmanager
-def counter(stream: TextIO) -> Iterator[Progress]:
+def counter(stream: TextIO, doing: str = "checking") -> Iterator[Progress]:
     """A function that shows how far something is; what it has shown is gone when the block ends.
 
-    Where the stream is no terminal nothing is shown.
+    `doing` is what is done to it. Where the stream is no terminal nothing is shown.
     """
     shown: list[float] = []
 
@@ -27,7 +27,7 @@ def counter(stream: TextIO) -> Iterator[Progress]:
         if stream.isatty() and (not shown or now - shown[-1] >= _INTERVAL):
             shown[:] = [now]
             of = "" if total is None else f" of {total:,}"
-            stream.write(f"{_CLEAR}checking {what}: {done:,}{of}")
+            stream.write(f"{_CLEAR}{doing} {what}: {done:,}{of}")
             stream.flush()
 
     try:
