@@ -19,11 +19,12 @@ import replicate
 from replicate.cli.output import DONE, Output, finish, reader_is_gone
 
 #: Every command with its line of help, in the order in which a person meets them. The command `x`
-#: is the function `x` of the module `replicate.cli.x`.
+#: is the function `x` of the module `replicate.cli.x`, or both are `x_` where Python reserves `x`.
 COMMANDS: Mapping[str, str] = {
     "ls": "List experiments.",
     "ps": "List experiments that are running.",
     "show": "Show everything about an experiment or a checkpoint.",
+    "plot": "Draw how a metric went in each experiment.",
     "diff": "Compare two checkpoints: params, metrics, packages and code.",
     "checkout": "Copy the code and files of a checkpoint into a directory.",
     "tag": "Add tags to experiments, or remove them.",
@@ -34,9 +35,9 @@ COMMANDS: Mapping[str, str] = {
     "du": "Show how many bytes the experiments take.",
     "gc": "Remove what no experiment needs any more.",
     "verify": "Check that everything that was saved can be had back.",
-    "recover": "Finish saving what a run had not saved when it was cut off.",
     "import": "Bring experiments from another tool or repository.",
     "export": "Write experiments as files that other programs read.",
+    "recover": "Finish saving what a run had not saved when it was cut off.",
     "completion": "Print a script that completes commands, ids and names in a shell.",
 }
 ALIASES: Mapping[str, str] = {"list": "ls", "processes": "ps", "delete": "rm"}
