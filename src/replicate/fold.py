@@ -133,11 +133,9 @@ class _Folding:
 
     def _checkpoints(self, record: ExperimentRecord) -> tuple[CheckpointRecord, ...]:
         """Those that are not deleted, attempt by attempt in the order they were made."""
-        found = [
-            self._checkpoint(c, record)
-            for id, c in self.checkpoints.items()
-            if id not in self.removed
-        ]
+        found = [c for id, c in self.checkpoints.items() if id not in self.removed]
+        if self.dropped or record.attempts:
+            found = [self._checkpoint(c, record) for c in found]
         return tuple(sorted(found, key=lambda c: c.attempt) if record.attempts else found)
 
     def _checkpoint(self, made: CheckpointRecord, record: ExperimentRecord) -> CheckpointRecord:

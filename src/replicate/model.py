@@ -410,8 +410,8 @@ def ranking(checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
     ranked = [
         (sign * value, -number, c)
         for number, c in enumerate(checkpoints)
-        if not c.superseded
-        and (c.primary_metric is primary or c.primary_metric == primary)
+        if (c.primary_metric is primary or c.primary_metric == primary)
+        and not c.superseded
         and (value := c.primary_value) is not None
     ]
     return [c for _, _, c in sorted(ranked, key=lambda r: r[:2])]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -228,8 +228,7 @@ def _malformed(name: str, error: Exception) -> DamagedError:
 # ---------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One line of a journal. `number` counts the lines of its `writer`, from 0."""
 
     kind: str
@@ -252,8 +251,9 @@ def encode_event(event: Event) -> bytes:
 def decode_event(line: bytes, writer: str, name: str) -> Event:
     """The event of one journal line. Raises DamagedError, calling the line `name`."""
     value = unseal(line, name)
+    pop = value.pop
     try:
-        kind, time, number = value.pop("event"), decode_time(value.pop("time")), value.pop("n")
+        kind, time, number = pop("event"), datetime.fromisoformat(pop("time")), pop("n")
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(name, error) from error
     return Event(kind, time, writer, number, value)

@@ -259,11 +259,12 @@ class Repository:
             return
         # What stands behind the last newline is a line that is being written, or that a crash cut
         # off before it was committed. If it had been, the count in the heartbeat says so.
+        name = f"{self.url}/{key}"
         for number, line in enumerate(data.split(b"\n")[:-1], 1):
             try:
-                yield decode_event(line, writer, f"line {number} of {self.url}/{key}")
+                yield decode_event(line, writer, name)
             except DamagedError as error:
-                damage.append(f"{error}: one event is lost")
+                damage.append(f"line {number} of {error}: one event is lost")
                 unreadable[writer] += 1
 
     def _read_heartbeat(self, stat: Stat, damage: list[str]) -> Heartbeat | None:
