@@ -204,8 +204,14 @@ def _other_facts(experiment: ExperimentRecord) -> list[Fact]:
         ("Notes", text.escape(experiment.notes or "", keep="\n")),
         ("Duration", text.duration(length) if length is not None else ""),
         ("Ended by", _end(stop) if stop else ""),
+        ("Imported", _origin(experiment.imported or {})),
     ]
     return [fact for fact in facts if fact[1]]
+
+
+def _origin(imported: Mapping[str, Value]) -> str:
+    """Which tool a run comes from, and what its id was there."""
+    return text.escape(f"from {imported['from']}, {imported['id']}") if imported else ""
 
 
 def _end(stop: Stop) -> str:
