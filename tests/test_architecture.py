@@ -21,7 +21,7 @@ LAYERS = (
     ("config", "ignore", "cache", "compact", "backends.base", "chunking", "compression", "periods"),
     ("model", "backends"),
     ("blobs", "records", "values", "diff", "query", "environment", "process", "text"),
-    ("tree", "fold", "analysis"),
+    ("tree", "fold", "analysis", "streams"),
     ("repository", "spool"),
     ("maintenance", "index"),
     ("recorder",),
@@ -31,7 +31,7 @@ LAYERS = (
 )
 #: What the commands of the command line share. No command imports another.
 SHARED_BY_COMMANDS = {
-    *("options", "output", "progress", "schema", "table", "text"),
+    *("chart", "options", "output", "progress", "schema", "table", "text"),
     *("listing", "provenance", "selection"),
 }
 #: Imports inside functions: who has one, of what, and why it is not at the top.
@@ -43,6 +43,8 @@ LATE = {
     ("project.project", "replicate.maintenance"): "a training script does not collect or verify",
     ("recorder.client", "replicate.recorder.commit"): "only a run without a helper commits itself",
     ("recorder.client", "replicate.recorder.foreground"): "the same",
+    ("recorder.helper", "replicate.recorder.system"): "20 ms that saving does not wait for",
+    ("environment", "importlib.metadata"): "10 ms that only the helper has to pay",
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
     ("compression", "zstandard"): "only a repository that compresses needs it",
     ("chunking", "pyfastcdc.cy"): "only the process that cuts files needs it",

@@ -25,6 +25,7 @@ def init(
     parent: Experiment | Checkpoint | str | None = None,
     resume: Experiment | Checkpoint | str | None = None,
     from_step: float | None = None,
+    console: bool | str | None = None,
 ) -> Experiment:
     """Start to record this run of a training script.
 
@@ -40,13 +41,23 @@ def init(
     is none, a new one begins. `experiment.resumed_from` is the checkpoint to restore. The labels
     of the experiment stay as they are.
 
+    What the run prints is kept, unless `console` is False; "all" also has what C code and child
+    processes print on a terminal, which is then no terminal to them.
+
     Raises ReplicateError when the set-up is wrong or the repository cannot be written. After that
     nothing raises, and nothing stops a run.
     """
     _refuse_namesake()
     labels: dict[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
     return Project().init(
-        path, params, **labels, keep=keep, parent=parent, resume=resume, from_step=from_step
+        path,
+        params,
+        **labels,
+        keep=keep,
+        parent=parent,
+        resume=resume,
+        from_step=from_step,
+        console=console,
     )
 
 
@@ -62,7 +73,9 @@ class Project(project.Project):
         repository: str | os.PathLike[str] | None = None,
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__(repository, directory, report=_say)
+        super().__init__(
+            repository, directory, report=_say, streams=lambda: (sys.stdout, sys.stderr)
+        )
 
 
 def load(

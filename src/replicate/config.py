@@ -18,6 +18,8 @@ from typing import Any, Literal, cast, get_args
 from replicate.errors import ConfigError
 
 Compression = Literal["auto", "none", "zstd"]
+#: How much is kept of what a run prints: "all" also what C code prints on a terminal.
+ConsoleExtent = Literal["on", "all", "off"]
 
 CONFIG_NAMES = ("replicate.yaml", "replicate.yml")
 DEFAULT_REPOSITORY = ".replicate"
@@ -38,6 +40,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "REPLICATE_RESUME": "The experiment to go on with, where `init()` names none: an id, or `latest`",
     "REPLICATE_MODE": "`disabled`: record nothing",
     "REPLICATE_CACHE": "Where listings are cached, instead of `~/.cache/replicate`",
+    "REPLICATE_CONSOLE": "`off`: keep nothing of what a run prints; `all`: see `console`",
     "REPLICATE_ALL_RANKS": "`1`: record every process of a distributed run, not only rank 0",
 }
 #: Variables of this prefix belong to the client of replicate.com, which shares our name.
@@ -68,7 +71,8 @@ class Config:
     `repository` is as it was written: a relative path is relative to `directory`, the project's.
     `source` says who wrote it: "argument", "REPLICATE_REPOSITORY", "default", or the file's path.
     `max_snapshot_size` is in bytes, and so is `max_pending`: what may lie in the spool before
-    `checkpoint()` waits. `keep` says which checkpoints keep their files. `host`, `user` and
+    `checkpoint()` waits. `keep` says which checkpoints keep their files, `console` how much is kept
+    of what a run prints. `host`, `user` and
     `command` override what is recorded; `name`, `tags`, `notes` and `group` label a new experiment,
     and `resume` names the one to go on with instead.
     """
@@ -81,6 +85,8 @@ class Config:
     max_snapshot_size: int = DEFAULT_MAX_SNAPSHOT_SIZE
     max_pending: int = DEFAULT_MAX_PENDING
     keep: Keep | None = None
+    console: ConsoleExtent = "on"
+    system_metrics: bool = True
     host: str | None = None
     user: str | None = None
     command: str | None = None
@@ -135,6 +141,11 @@ def load(
         values["repository"], source = variable, "REPLICATE_REPOSITORY"
     if repository is not None:
         values["repository"], source = repository, "argument"
+    if variable := environ.get("REPLICATE_CONSOLE"):
+        try:
+            values["console"] = parse_console(variable)
+        except ValueError as error:
+            raise ConfigError(f"REPLICATE_CONSOLE must be {error}, not {variable!r}") from None
     return Config(
         directory=project,
         file=file,
@@ -269,6 +280,21 @@ def parse_keep(value: object) -> Keep:
     return Keep(**value)
 
 
+def parse_console(value: object) -> ConsoleExtent:
+    """`on`, `off` or `all`, or a truth value. ValueError says what was expected."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if value in get_args(ConsoleExtent):
+        return cast(ConsoleExtent, value)
+    raise ValueError("one of on, off, all")
+
+
+def _truth(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
 #: The keys of replicate.yaml, and how each is read.
 _SETTINGS: Mapping[str, Callable[[object], Any]] = {
     "repository": _repository,
@@ -276,6 +302,8 @@ _SETTINGS: Mapping[str, Callable[[object], Any]] = {
     "max_snapshot_size": parse_size,
     "max_pending": parse_size,
     "keep": parse_keep,
+    "console": parse_console,
+    "system_metrics": _truth,
 }
 
 

@@ -18,7 +18,7 @@ from replicate.backends.base import Backend, Stat
 from replicate.blobs import Batch
 from replicate.errors import DamagedError, KeyNotFoundError, RepositoryError
 from replicate.fold import fold
-from replicate.model import ExperimentRecord, Heartbeat, Value
+from replicate.model import ExperimentRecord, Heartbeat, Point, Value
 from replicate.records import (
     Event,
     decode_event,
@@ -31,6 +31,7 @@ from replicate.records import (
     seal_document,
     unseal,
 )
+from replicate.streams import StreamReader, history
 from replicate.tree import Tree, read_tree
 
 VERSION = 1
@@ -211,6 +212,16 @@ class Repository:
         what was deleted is there, and so is the event that says so."""
         keys = [stat.key for stat in self.backend.list(f"experiments/{id}/journal/")]
         return [e for key in keys for e in self._read_journal(key, [], Counter())]
+
+    def stream(self, id: str, name: str) -> StreamReader:
+        """One of the streams of events that an experiment has beside its journal: `log`, `console`
+        or `system`. One that it has not is empty."""
+        return StreamReader(self.backend, f"experiments/{id}/{name}/")
+
+    def history(self, record: ExperimentRecord) -> list[Point]:
+        """Every point of an experiment in the order of time: what was logged, and the metrics of
+        its checkpoints. What a later attempt has superseded is left out."""
+        return history(self.stream(record.id, "log").read(), record)
 
     def tree(self, hash: str) -> Tree:
         """The tree named `hash`. Raises DamagedError or UnsafeTreeError."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+_NOBODY_KEEPS = "this process records nothing"
+
+
 class History(list[Point]):
     """The points of an experiment, the first recorded first."""
 
@@ -191,7 +194,7 @@ class Experiment:
     def history(self, name: str | None = None) -> History:
         """Every point of the run, in the order in which they were recorded: what was logged, and
         the metrics of the checkpoints. With `name` those that have this metric, and it alone."""
-        points = [Point(c.created, c.step, c.metrics) for c in self._current().current if c.metrics]
+        points: Iterable[Point] = self._repository.history(self._current())
         if name is not None:
             points = [
                 Point(p.time, p.step, {name: p.metrics[name]}) for p in points if name in p.metrics
@@ -334,6 +337,16 @@ class Experiment:
             if wait:
                 self._recording.wait()
 
+    def log(self, metrics: Mapping[str, Any], step: int | float | None = None) -> None:
+        """Record metrics alone. It costs some microseconds: call it for every batch.
+
+        Steps may come in any order; one that is left out counts on from the last that was logged.
+        What is no number is reported once and left out; NaN and infinities are kept. Never raises,
+        and never stops or delays a run.
+        """
+        if self._recording is not None:
+            self._recording.log(metrics, step)
+
     def wait(self) -> bool:
         """Return when all that was recorded is in the repository; False when it cannot be."""
         return self._recording is None or self._recording.wait()
@@ -357,6 +370,8 @@ class Experiment:
             self._recording.stop(error)
 
     def __repr__(self) -> str:
+        if self.id == UNRECORDED:
+            return f"<Experiment: {_NOBODY_KEEPS}>"
         record = self.record
         if self._recording is not None and self._recording.stopped:
             record = self._current()
@@ -369,6 +384,8 @@ class Experiment:
         return f"<Experiment {self.short_id}{name} {status}: {escape(record.command)}{came_to}>"
 
     def _repr_html_(self) -> str:
+        if self.id == UNRECORDED:
+            return f"<i>{_NOBODY_KEEPS}</i>"
         return analysis.experiment_html(self._current())
 
     def __eq__(self, other: object) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from replicate import config, maintenance, process
 from replicate.backends.location import open_backend
@@ -25,6 +25,7 @@ from replicate.project.lists import Experiments
 from replicate.project.recording import Paths, start, unrecorded
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import live_recorders
+from replicate.recorder.console import Console
 from replicate.recorder.recovery import recover
 from replicate.repository import Repository
 from replicate.spool import spool_root
@@ -60,7 +61,8 @@ class Project:
 
     `repository` is a path or URL, and `directory` where to look for the project, from there
     upwards; each is found as the configuration says when it is left out. `report` is told what a
-    person should know of a run that is recorded, one message at a time.
+    person should know of a run that is recorded, one message at a time. `streams` has the stdout
+    and stderr of this process, where what is printed to them may be kept.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Project:
         directory: str | os.PathLike[str] | None = None,
         *,
         report: Report = _unheard,
+        streams: Callable[[], Sequence[TextIO | None]] | None = None,
     ) -> None:
         self._report = report
+        self._streams = streams
         self.config = config.load(
             None if directory is None else Path(directory),
             repository=None if repository is None else os.fspath(repository),
@@ -92,6 +96,7 @@ class Project:
         parent: Experiment | Checkpoint | str | None = None,
         resume: Experiment | Checkpoint | str | None = None,
         from_step: float | None = None,
+        console: bool | str | None = None,
     ) -> Experiment:
         """Start to record this run, or go on with one; see `replicate.init`."""
         if self.config.disabled or config.rank() > 0:
@@ -108,8 +113,18 @@ class Project:
             self._report,
             parent=self._origin(parent),
             resumed=self._resumption(wanted, from_step),
+            console=self._console(console),
         )
         return Experiment(recording.record, self.repository, recording, self)
+
+    def _console(self, wanted: bool | str | None) -> Console | None:
+        try:
+            extent = self.config.console if wanted is None else config.parse_console(wanted)
+        except ValueError as error:
+            raise UsageError(f"console must be {error}, not {wanted!r}") from None
+        if self._streams is None or extent == "off":
+            return None
+        return Console(self._streams(), all=extent == "all")
 
     @property
     def author(self) -> str:

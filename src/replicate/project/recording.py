@@ -30,6 +30,7 @@ from replicate.model import (
 )
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import Recorder
+from replicate.recorder.console import Console
 from replicate.recorder.recovery import recover
 from replicate.records import new_id, now
 from replicate.repository import Repository
@@ -53,6 +54,7 @@ def start(
     *,
     parent: Origin | None = None,
     resumed: Resumption | None = None,
+    console: Console | None = None,
 ) -> Recording:
     """Begin to record a run, or go on with one: every mistake in the set-up is an error here, and
     none later. One that is resumed keeps its labels and its parent, and its params unless there
@@ -92,8 +94,9 @@ def start(
         "compress": compress,
         "max_pending": config.max_pending,
         "keep": kept and asdict(kept),
+        "system_metrics": config.system_metrics,
     }
-    recorder = Recorder(repository, Spool(spools / record.id), settings, report)
+    recorder = Recorder(repository, Spool(spools / record.id), settings, report, console)
     modules = process.imported_modules(sys.modules)
     if resumed is None:
         recorder.begin(record, listing, modules)
@@ -211,6 +214,10 @@ class Recording:
         )
         self._recorder.checkpoint(record, listing)
         return record.id
+
+    def log(self, metrics: Any, step: Any) -> None:
+        """See `Recorder.log`."""
+        self._recorder.log(metrics, step)
 
     @property
     def stopped(self) -> bool:

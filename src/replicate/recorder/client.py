@@ -21,7 +21,9 @@ from replicate.config import Keep
 from replicate.errors import StorageError
 from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, Stop, Value
 from replicate.recorder import capture
+from replicate.recorder.console import Console
 from replicate.recorder.link import HelperGone, HelperLink, Saver
+from replicate.recorder.points import PointLog
 from replicate.records import (
     attempt_data,
     checkpoint_data,
@@ -44,6 +46,10 @@ _MAX_KEPT = 256 << 20
 _RESTARTS = 2
 #: After this many seconds of waiting a program says what it waits for, and then now and again.
 _PATIENCE, _REMINDER = 0.25, 5.0
+#: How often a run that only logs looks whether its helper lives (seconds).
+_RING = 5.0
+#: After this many seconds in which nothing has left the spool, nobody waits for it any more.
+_STALLED = 300.0
 #: How often a program that ends tries to write what only its memory holds.
 _LAST_TRIES = 10
 
@@ -61,6 +67,7 @@ class Recorder:
         spool: Spool,
         settings: Mapping[str, Any],
         report: Report,
+        console: Console | None = None,
     ) -> None:
         self._repository = repository
         self._spool = spool
@@ -77,6 +84,9 @@ class Recorder:
         self._lock = threading.RLock()
         self._owner = os.getpid()
         self._lock_descriptor = -1
+        self._points = PointLog(str(spool.directory), self.problem)
+        self._ring_at = 0.0
+        self._console = console
         self.stopped = False
 
     # ------------------------------------------------------------ the calls of a run
@@ -91,6 +101,7 @@ class Recorder:
             self._lock_descriptor = self._spool.create(
                 inputs.number if isinstance(inputs, Attempt) else 1
             )
+            self._begin_console()
             self._start_helper()
             name = self._spool.next_name()
             files, data, problems = self._take_files(name, listing)
@@ -110,6 +121,9 @@ class Recorder:
 
     def _abandon(self) -> None:
         """The run is not recorded after all."""
+        if self._console is not None:
+            self._console.release()
+            self._console.close()
         if self._saver is not None:
             self._saver.close(at_exit=False)
         if self._lock_descriptor >= 0:  # without it the spool, if there is one, is another's
@@ -131,6 +145,23 @@ class Recorder:
             self._add(name, header, data)
             for problem in problems:
                 self.problem(problem)
+
+    def log(self, metrics: Any, step: Any) -> None:
+        """Spool a point. It costs some microseconds, and is never in the way of the run."""
+        if self.stopped:
+            self.report("log() was called after stop(): it is not recorded")
+            return
+        self._points.add(metrics, step)
+        # Nobody has to be told of a point, but that the helper lives is looked at now and again.
+        now = time.monotonic()
+        if now >= self._ring_at:
+            self._ring_at = now + _RING
+            if self._lock.acquire(blocking=False):  # another thread may hold it for long
+                try:
+                    with self._guarded("a point"):
+                        self._notify()
+                finally:
+                    self._lock.release()
 
     def problem(self, message: str) -> None:
         """Report something that went wrong, and keep it with the experiment."""
@@ -167,6 +198,10 @@ class Recorder:
             return
         self.stopped = True
         with self._guarded("the end of the run"):
+            self._points.close()
+            if self._console is not None:
+                self._console.release()
+        with self._guarded("the end of the run"):
             self._add_event("stop", stop_data(stop))
             try:
                 self._empty_memory()
@@ -178,6 +213,8 @@ class Recorder:
         with self._guarded("the end of the run"):
             if self._saver is not None:
                 self._saver.close(at_exit=at_exit)
+            if self._console is not None:
+                self._console.close()
             os.close(self._lock_descriptor)
             if not isinstance(self._saver, HelperLink) and not self._spool.names():
                 self._spool.destroy()
@@ -186,6 +223,11 @@ class Recorder:
     def pending(self) -> int:
         """Bytes that are in the spool."""
         return self._spool.size()
+
+    @property
+    def progress(self) -> int:
+        """A number that grows while the helper is at work on one large thing."""
+        return self._saver.progress if isinstance(self._saver, HelperLink) else 0
 
     def report(self, message: str) -> None:
         """Tell the person, once for each message."""
@@ -291,10 +333,25 @@ class Recorder:
 
     # ------------------------------------------------------------ the helper
 
+    def _begin_console(self) -> None:
+        """Keep what is printed, where that is possible; if not, the run is recorded without it."""
+        if self._console is None:
+            return
+        try:
+            self._console.begin(self._spool.directory)
+        except OSError as error:
+            self._console = None
+            self.report(f"What is printed is not kept: {error}")
+
     def _start_helper(self) -> None:
+        console = self._console.settings if self._console else {"tails": [], "watch": None}
         try:
             self._saver = HelperLink(
-                self._restarts, self._spool, self._lock_descriptor, self._settings
+                self._restarts,
+                self._spool,
+                self._lock_descriptor,
+                {**self._settings, "console": console},
+                self._console.descriptors if self._console else (),
             )
         except (OSError, ValueError) as error:
             self.report(
@@ -313,6 +370,7 @@ class Recorder:
             self._spool,
             compress=self._settings["compress"],
             keep=self._settings["keep"] and Keep(**self._settings["keep"]),
+            tails=self._console.settings["tails"] if self._console else (),
         )
         self._saver = Foreground(committer, Path(self._settings["directory"]))
 
@@ -320,6 +378,8 @@ class Recorder:
         assert self._saver is not None
         if os.getpid() != self._owner:
             return  # a forked child: the answers are its parent's, and so is the next call
+        if self._console is not None:
+            self._console.check()
         while True:
             try:
                 problems = self._saver.notify()
@@ -348,6 +408,9 @@ class Recorder:
                 break
             except HelperGone:
                 self._replace_helper()
+            except _Stalled:
+                trouble = f"the helper process has saved nothing for {_STALLED / 60:.0f} minutes."
+                break
         if trouble:
             self.report(
                 f"Not everything could be saved: {trouble}\nWhat is pending is in "
@@ -386,6 +449,9 @@ class Recorder:
         """In a forked child: the lock may be held by a thread that is not here, and the lock on
         the spool is the parent's and the helper's."""
         self._lock = threading.RLock()
+        self._points.renew()
+        if self._console is not None:
+            self._console.after_fork()
         os.close(self._lock_descriptor)
 
 
@@ -397,14 +463,26 @@ def _inputs_header(inputs: ExperimentRecord | Attempt, modules: list[str]) -> di
     return job_header("experiment", record=record, modules=modules)
 
 
+class _Stalled(Exception):
+    """Nothing has left the spool for so long that it is no use to wait."""
+
+
 class _Waiting:
     """Says what a program waits for, once it has waited long enough for a person to wonder."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._speak_at = time.monotonic() + _PATIENCE
+        self._seen = (-1, 0)
+        self._moved = time.monotonic()
 
     def tick(self) -> None:
+        """Raises _Stalled when there is no progress: a helper that hangs must not hang the run."""
+        seen = (self._recorder.pending, self._recorder.progress)
+        if seen != self._seen:
+            self._seen, self._moved = seen, time.monotonic()
+        if time.monotonic() - self._moved >= _STALLED:
+            raise _Stalled
         if time.monotonic() >= self._speak_at:
             self._speak_at = time.monotonic() + _REMINDER
             kilobytes = self._recorder.pending / 1e3

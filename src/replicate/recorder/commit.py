@@ -8,7 +8,7 @@ again, to the same effect.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -23,6 +23,7 @@ from replicate.model import Status, Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
 from replicate.recorder.retention import Retention
+from replicate.recorder.streams import Streams
 from replicate.records import (
     decode_checkpoint,
     decode_experiment,
@@ -32,7 +33,7 @@ from replicate.records import (
     now,
 )
 from replicate.repository import JournalWriter, Repository
-from replicate.spool import Job, Spool, mapped
+from replicate.spool import Job, Mapped, Spool, mapped
 from replicate.tree import Source, add_tree
 
 #: Seconds between two heartbeats, on a local disk.
@@ -73,9 +74,12 @@ class Committer:
         compress: bool = False,
         keep: Keep | None = None,
         await_copy: AwaitCopy = _nobody_copies,
+        progress: Callable[[], None] = lambda: None,
+        tails: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._repository = repository
         self._await_copy = await_copy
+        self._progress = progress
         self._spool = spool
         self._compress = compress
         self._retention = Retention(repository, spool.experiment, keep) if keep else None
@@ -85,6 +89,7 @@ class Committer:
         self.attempt = spool.attempt
         #: Whether the attempt's inputs are there, without which nobody should write anything else.
         self.created = self._has_begun()
+        self._streams = Streams(repository, spool, self.attempt, tails)
         #: Whether this committer has recorded the run's end.
         self.stopped = False
 
@@ -118,12 +123,17 @@ class Committer:
         only taken then. Raises StorageError when the repository cannot be written; jobs then stay.
         """
         while self.pending:
-            yield from self.commit_some(directory)
+            yield from self.commit_some(directory, final=directory is None)
+
+    @property
+    def has_streamed(self) -> bool:
+        """Whether this committer has committed points or output."""
+        return self._streams.used
 
     @property
     def pending(self) -> bool:
-        """Whether there are jobs in the spool."""
-        return bool(self._spool.names())
+        """Whether there are jobs in the spool, or points or output that nobody has looked at."""
+        return bool(self._spool.names()) or (self.created and self._streams.pending)
 
     def record(self, *events: Event) -> None:
         """Commit events that were not spooled, such as how the process ended."""
@@ -135,6 +145,12 @@ class Committer:
         self._journal.append(events)
         self.stopped = self.stopped or any(kind == "stop" for kind, _, _ in events)
 
+    def writer(self, stream: str) -> JournalWriter:
+        """A writer of its own for another of the run's streams."""
+        return self._repository.journal(
+            self._spool.experiment, new_id()[:16], stream, attempt=self.attempt
+        )
+
     def beat(self, interval: float) -> None:
         """Write the heartbeat, while there is an experiment: one that was removed stays so."""
         if self.created and self._repository.has(self._spool.experiment):
@@ -142,9 +158,14 @@ class Committer:
 
     # ------------------------------------------------------------ the steps of a commit
 
-    def commit_some(self, directory: Path | None = None) -> list[str]:
-        """Like `commit`, for as many of the oldest jobs as go well together."""
+    def commit_some(self, directory: Path | None = None, *, final: bool = False) -> list[str]:
+        """Like `commit`, for as many of the oldest jobs as go well together, after the points and
+        the output; with `final` also after a line of output that is not complete."""
         names = self._spool.names()
+        if self.created:
+            self._streams.commit(final=final)
+        elif self._streams.pending:  # how the run ended comes after what it has logged and printed
+            names = names[:1]
         started = time.time()
         batch = self._repository.batch(compress=self._compress)
         drafts: list[_Draft] = []
@@ -203,9 +224,18 @@ class Committer:
                     problems.append(f"{file['path']} could not be saved: {error}")
                     continue
                 large = stack.enter_context(mapped(path))
-                yield Source(file["path"], "file", file["mode"], large.view, release=large.release)
+                yield Source(
+                    file["path"], "file", file["mode"], large.view, release=self._release(large)
+                )
                 continue
             yield Source(file["path"], "file", file["mode"], view)
+
+    def _release(self, large: Mapped) -> Callable[[int], None]:
+        def release(end: int) -> None:
+            large.release(end)
+            self._progress()
+
+        return release
 
     def _complete(self, job: Job, file: Mapping[str, Any], path: Path) -> None:
         """See to it that the copy of a large file is there."""

@@ -243,6 +243,11 @@ class Console:
         if self._tee is not None:
             self._lead_back()
 
+    def after_fork(self) -> None:
+        """In a forked child: whoever reads its output must not wait for what it never uses."""
+        self._close_pipes()
+        self.close()
+
     def close(self) -> None:
         """Let go of all descriptors; `release` comes before, and nobody needs `settings` after."""
         for tail in self._tails:

@@ -39,5 +39,6 @@ class Foreground:
 
     def close(self, *, at_exit: bool) -> None:
         with suppress(ReplicateError):
+            self._committer.commit_some(self._directory, final=True)
             self._committer.beat(INTERVAL)
             self._committer.free(all=True)

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,7 +28,7 @@ from replicate.model import Status
 from replicate.recorder import capture
 from replicate.recorder.commit import INTERVAL, Committer
 from replicate.recorder.ending import ending_of, has_ended
-from replicate.records import stop_data
+from replicate.records import now, stop_data
 from replicate.repository import Repository
 from replicate.spool import Spool
 
@@ -35,6 +36,11 @@ _FIRST_RETRY, _LAST_RETRY = 1.0, 30.0
 #: How long a helper whose trainer is gone tries to reach a repository that fails (seconds). What
 #: is left stays in the spool.
 _PATIENCE = 60.0
+#: How often it looks for what was logged or printed (seconds): nobody rings for that.
+_TAIL = 1.0
+#: How long it waits for the last of the output of a script that was killed, and for a sample of
+#: the machine that has begun (seconds).
+_LAST_OUTPUT, _LAST_SAMPLE = 1.0, 2.0
 #: How long after the last word of a script its exit code is waited for (seconds).
 _EXIT_WAIT = 10.0
 
@@ -51,8 +57,13 @@ class Helper:
             compress=settings["compress"],
             keep=settings["keep"] and Keep(**settings["keep"]),
             await_copy=self._await_copy,
+            progress=self._progress,
+            tails=settings["console"]["tails"],
         )
+        self._tee: int | None = settings["console"]["watch"]
+        self._samples: bool = settings["system_metrics"]
         self._number: int = settings["number"]
+        self._told = 0.0
         self._copies = threading.Condition()
         self._copied: set[Path] = set()
         self._directory = Path(settings["directory"])
@@ -66,11 +77,14 @@ class Helper:
         self._bye = False
         self._said: set[str] = set()
         self._done = threading.Event()
+        self._sampling = threading.Thread(target=self._sample, daemon=True)
 
     def run(self) -> None:
         """Save, retry what fails, and return when there is nothing left to wait for."""
         for work in (self._listen, self._beat):
             threading.Thread(target=work, daemon=True).start()
+        if self._samples:
+            self._sampling.start()
         retry, waited = _FIRST_RETRY, 0.0
         while self._spool.directory.is_dir():  # else the repository was removed, and stays so
             # Taken before the commit: what was spooled before these were set is in it.
@@ -85,7 +99,7 @@ class Helper:
                     self._finish()
                     return
                 retry, waited = _FIRST_RETRY, 0.0
-                self._wake.wait()
+                self._wake.wait(_TAIL)
             elif self._trainer_gone and waited >= _PATIENCE:
                 return  # the spool stays, and the next run or `recover` finishes it
             else:
@@ -96,7 +110,7 @@ class Helper:
     def _save_some(self, gone: bool) -> str | None:
         """Commit the oldest jobs, and how the run ended when it did; return what went wrong."""
         try:
-            for problem in self._committer.commit_some(self._directory):
+            for problem in self._committer.commit_some(self._directory, final=gone):
                 self._report(problem)
             if self._committer.pending:
                 return None
@@ -122,6 +136,8 @@ class Helper:
         self._done.set()
         if self._at_exit:
             self._correct_status()
+        if self._samples:
+            self._sampling.join(_LAST_SAMPLE)
         self._spool.destroy()
 
     def _record_ending(self) -> None:
@@ -149,6 +165,21 @@ class Helper:
                 if self._spool.directory.is_dir():
                     self._committer.beat(INTERVAL)
 
+    def _sample(self) -> None:
+        """Measure the machine every few seconds. A sample that fails is not worth a word."""
+        from replicate.recorder.system import Sampler, sample_until
+
+        writer = self._committer.writer("system")
+
+        def keep(sample: Mapping[str, float]) -> bool:
+            if self._committer.created:
+                with suppress(ReplicateError):
+                    writer.append([("sample", now(), {"metrics": dict(sample)})])
+                    return True
+            return False
+
+        sample_until(self._done.wait, Sampler(self._pid, self._directory), keep)
+
     def _listen(self) -> None:
         """Take messages as they come: a leased file must not wait for what is being committed,
         because a trainer that writes to it waits with it."""
@@ -161,6 +192,8 @@ class Helper:
             os._exit(1)
         while not has_ended(self._watch, self._pid):
             select.select([] if self._watch is None else [self._watch], [], [], 1.0)
+        if self._tee is not None:  # the last that was printed may still be on its way
+            select.select([self._tee], [], [], _LAST_OUTPUT)
         self._trainer_gone = True
         self._wake.set()
 
@@ -230,6 +263,14 @@ class Helper:
     def _send(self, message: Mapping[str, Any]) -> None:
         with suppress(OSError):  # the trainer is gone; the journal has what it should know
             self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def _progress(self) -> None:
+        """Tell a trainer that waits, about once a second, that something is being saved."""
+        if time.monotonic() - self._told >= 1.0:
+            self._told = time.monotonic()
+            # One that does not wait reads nothing: then the message is dropped, and not waited for.
+            with suppress(OSError):
+                self._socket.send(b'{"saved": 1}\n', socket.MSG_DONTWAIT)
 
 
 def _log_error() -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,12 +51,22 @@ class Saver(Protocol):
 class HelperLink:
     """A helper process that is running. Raises HelperGone when it is not any more."""
 
-    def __init__(self, number: int, spool: Spool, lock: int, settings: Mapping[str, Any]) -> None:
-        """Start one; `number` tells it from those before it. Raises OSError where it cannot be."""
+    def __init__(
+        self,
+        number: int,
+        spool: Spool,
+        lock: int,
+        settings: Mapping[str, Any],
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """Start one; `number` tells it from those before it, and it inherits the descriptors that
+        its settings name. Raises OSError where it cannot be."""
         self.number = number
         self._token = 0
         self._pending = b""
         self._problems: list[str] = []
+        #: Grows while the helper saves something that takes long.
+        self.progress = 0
         ours, theirs = socket.socketpair()
         watch = watch_this_process()
         path = [p for p in sys.path[1:] if p] + sys.path[:1]
@@ -77,7 +87,10 @@ class HelperLink:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=log,
-                    pass_fds=[theirs.fileno(), lock, *([] if watch is None else [watch])],
+                    pass_fds=[
+                        *(theirs.fileno(), lock, *descriptors),
+                        *([] if watch is None else [watch]),
+                    ],
                     start_new_session=True,
                 )
         except BaseException:
@@ -159,6 +172,7 @@ class HelperLink:
         *lines, self._pending = (self._pending + data).split(b"\n")
         messages = [json.loads(line) for line in lines]
         self._problems += [m["problem"] for m in messages if "problem" in m]
+        self.progress += sum("saved" in m for m in messages)
         return [m for m in messages if "idle" in m]
 
 

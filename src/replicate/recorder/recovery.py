@@ -31,12 +31,13 @@ def recover(repository: Repository, root: Path) -> Iterator[str]:
 def _recover_one(repository: Repository, spool: Spool) -> Iterator[str]:
     jobs = len(spool.names())
     try:
-        problems = list(Committer(repository, spool).commit())
+        committer = Committer(repository, spool)
+        problems = list(committer.commit())
     except StorageError as error:
         yield f"Experiment {short(spool.experiment)} has unsaved work in {spool.directory}: {error}"
         return
     spool.destroy()
-    if jobs:
+    if jobs or committer.has_streamed:
         yield (
             f"Experiment {short(spool.experiment)} was cut off: what it had not saved yet is "
             "in the repository now."
