@@ -303,8 +303,8 @@ def _packed(reading: Reading) -> dict[str, bytes]:
         (b"d" if record.deleted else b"") + (b"s" if record.stop else b""),
         _json(dict(reading.events)),
         _json([pack(bare), len(record.checkpoints), *map(pack, ends)]),
-        _json(pack(record.environment)),
-        _json(pack(record.packages)),
+        _json(dict(record.environment)),
+        _json(dict(record.packages)),
     )
     stat, heartbeat = listed.heartbeat, record.heartbeat
     return {
@@ -319,8 +319,11 @@ def _packed_beat(stat: Stat, heartbeat: Heartbeat) -> bytes:
     return b"\n".join([stat.version.encode(), kept])
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def _fingerprint(listed: Listed) -> bytes:
