@@ -27,6 +27,7 @@ RUNS = (
                                 name="one", tags=["a"], notes="n", group="g", keep={"last": 1})
     for step in range(3):
         open("model.txt", "w").write(str(step) * 1000)
+        experiment.log({"loss": float("nan")}, step)
         experiment.checkpoint("model.txt", step, {"loss": 1.0 / (step + 1), "inf": float("inf")},
                               ("loss", "minimize"))
     """,
@@ -193,6 +194,8 @@ def samples(project: ProjectDirectory) -> Iterator[tuple[str, Any]]:
     for record in (first, second, third):
         yield "show EXPERIMENT", run("show", record.id)
     yield "show CHECKPOINT", run("show", first.checkpoints[0].id)
+    yield "show EXPERIMENT --system", run("show", first.id, "--system")
+    yield "logs", run("logs", second.id)
     yield "diff", run("diff", first.id, second.id)
     yield "diff", run("diff", second.checkpoints[0].id, third.id)
     yield "du", run("du")

@@ -6,13 +6,15 @@ text; where the files lie is up to `repository`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from replicate.backends.base import Backend
 from replicate.errors import DamagedError, KeyNotFoundError
-from replicate.model import ExperimentRecord, Point, Printed
+from replicate.model import ExperimentRecord, Point, Printed, Value
 from replicate.records import Event, decode_event, decode_value
 
 
@@ -57,7 +59,7 @@ def logged(events: Iterable[Event], record: ExperimentRecord) -> list[Point]:
     """What `log()` was given, each point once, without what later attempts have superseded."""
     found: dict[tuple[str, int], Point] = {}
     for event in events:
-        for number, point in _parts(event, "log", _points):
+        for number, point in _parts(event, _points):
             key = (event.data["source"], number)
             if key not in found and not record.supersedes(event.attempt, point.time, point.step):
                 found[key] = point
@@ -71,27 +73,76 @@ def history(events: Iterable[Event], record: ExperimentRecord) -> list[Point]:
     return sorted(points, key=lambda point: point.time)
 
 
-def printed(events: Iterable[Event]) -> list[Printed]:
-    """What was printed, in the order in which it was. A part whose text is None says that from
-    there on nothing was kept, because it was too much."""
-    found = []
-    for event in events:
-        for part in _parts(event, "output", _text):
-            found.append(part)
-        if event.kind == "truncated":
-            found.append(Printed(event.time, event.data.get("stream", "stdout"), None))
+class OutputReader:
+    """Reads what was printed, as far as it has come, and from there on when it is asked again."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self._reader = reader
+        self._done: dict[tuple[str, str], int] = {}
+
+    @property
+    def damage(self) -> list[str]:
+        """A sentence for each part that is stored and cannot be read."""
+        return self._reader.damage
+
+    def read(self) -> list[Printed]:
+        """What is new, in the order in which it was printed, each part once."""
+        return [part for event in self._reader.read() for part in _parts(event, self._new)]
+
+    def _new(self, event: Event) -> Iterator[Printed]:
+        if event.kind not in ("output", "truncated"):
+            return
+        stream, text = str(event.data["stream"]), str(event.data["text"])
+        source = (stream, event.data["source"])
+        if event.data["end"] > self._done.get(source, 0):
+            self._done[source] = event.data["end"]
+            yield Printed(event.time, stream, text if event.kind == "output" else None)
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a metric was: how often, and the mean, least and greatest of its finite values (None:
+    it has none), and its value in the end."""
+
+    count: int = 0
+    finite: int = 0
+    total: float = 0.0
+    min: float | None = None
+    max: float | None = None
+    last: Value = None
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of the finite values."""
+        return self.total / self.finite if self.finite else None
+
+    def add(self, value: Value) -> None:
+        """Take a value into account; one that is no number only counts."""
+        self.count += 1
+        self.last = value
+        if isinstance(value, int | float) and abs(value) < math.inf:
+            self.finite += 1
+            self.total += value
+            self.min = value if self.min is None else min(self.min, value)
+            self.max = value if self.max is None else max(self.max, value)
+
+
+def summaries(points: Iterable[Point]) -> dict[str, Summary]:
+    """A summary of each metric, in order of first appearance."""
+    found: dict[str, Summary] = {}
+    for point in points:
+        for name, value in point.metrics.items():
+            found.setdefault(name, Summary()).add(value)
     return found
 
 
 def samples(events: Iterable[Event]) -> list[Point]:
     """How the machine did, in the order of time."""
-    return [point for event in events for point in _parts(event, "sample", _sample)]
+    return [point for event in events for point in _parts(event, _sample)]
 
 
-def _parts(event: Event, kind: str, decode: Callable[[Event], Any]) -> list[Any]:
-    """What an event of this kind holds; nothing of one that somebody has malformed."""
-    if event.kind != kind:
-        return []
+def _parts(event: Event, decode: Callable[[Event], Iterator[Any]]) -> list[Any]:
+    """What an event holds; nothing of one that somebody has malformed."""
     try:
         return list(decode(event))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -99,17 +150,15 @@ def _parts(event: Event, kind: str, decode: Callable[[Event], Any]) -> list[Any]
 
 
 def _points(event: Event) -> Iterator[tuple[int, Point]]:
-    first: int = event.data["first"]
-    for number, point in enumerate(event.data["points"], first):
+    if event.kind != "log":
+        return
+    for number, point in enumerate(event.data["points"], event.data["first"]):
         if point is not None:
             seconds, step, metrics = point
             time = event.time + timedelta(seconds=seconds)
             yield number, Point(time, decode_value(step), decode_value(metrics))
 
 
-def _text(event: Event) -> Iterator[Printed]:
-    yield Printed(event.time, event.data["stream"], str(event.data["text"]))
-
-
 def _sample(event: Event) -> Iterator[Point]:
-    yield Point(event.time, None, decode_value(event.data["metrics"]))
+    if event.kind == "sample":
+        yield Point(event.time, None, decode_value(event.data["metrics"]))

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "ls": "List experiments.",
     "ps": "List experiments that are running.",
     "show": "Show everything about an experiment or a checkpoint.",
+    "logs": "Show what a run has printed.",
     "plot": "Draw how a metric went in each experiment.",
     "diff": "Compare two checkpoints: params, metrics, packages and code.",
     "checkout": "Copy the code and files of a checkpoint into a directory.",

@@ -127,6 +127,15 @@ class Output:
             mark = ","
         self._write(self._stdout, "[]" if mark == "[" else "\n]")
 
+    def json_lines(self, values: Iterable[Any]) -> None:
+        """Write a JSON document on a line for each value."""
+        for value in values:
+            self._write(self._stdout, json.dumps(value, allow_nan=False))
+
+    def flush(self) -> None:
+        """Let whoever reads the data have what was written so far."""
+        self._stdout.flush()
+
     def _as_json(self, value: Any) -> str:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         if _can_write(self._stdout, text):

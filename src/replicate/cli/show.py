@@ -10,17 +10,20 @@ from datetime import UTC, datetime
 import click
 
 from replicate.cli import text
+from replicate.cli.metrics import metric_columns, metrics_json, system_columns
 from replicate.cli.options import ID, location
 from replicate.cli.output import Output
 from replicate.cli.provenance import attempt_lines, edit_lines, lineage_lines
 from replicate.cli.schema import (
     checkpoint_with_experiment_json,
     experiment_with_checkpoints_json,
+    time_json,
 )
 from replicate.cli.table import Column, Paint, Reduction, fit, pad, render, text_width, unpainted
 from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
+    Point,
     PrimaryMetric,
     Stop,
     Value,
@@ -29,6 +32,7 @@ from replicate.model import (
 )
 from replicate.project import Project
 from replicate.project.lineage import Relative
+from replicate.streams import Summary, summaries
 
 Fact = tuple[str, str]
 
@@ -59,25 +63,35 @@ _MAX_PACKAGES = 5
 @click.command()
 @click.argument("id", type=ID, metavar="ID")
 @click.option("-a", "--all", "every", is_flag=True, help="Leave nothing out.")
+@click.option("--system", is_flag=True, help="Show how busy the machine was while it ran.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location
 @click.pass_obj
-def show(output: Output, project: Project, id: str, every: bool, as_json: bool) -> None:
+def show(
+    output: Output, project: Project, id: str, every: bool, system: bool, as_json: bool
+) -> None:
     """Show everything about an experiment or a checkpoint.
 
     \b
     Examples:
       replicate show f1b4d2b
       replicate show 8ee --json
+      replicate show f1b4d2b --system
     """
     found = project.resolve(id)
-    if isinstance(found, ExperimentRecord):
+    if system:
+        experiment = found if isinstance(found, ExperimentRecord) else found[0]
+        show_system(output, experiment, project.samples(experiment), as_json)
+    elif isinstance(found, ExperimentRecord):
         experiment = found
         if as_json:
             children = project.children(experiment)
-            output.json(experiment_with_checkpoints_json(experiment, children))
+            logged = metrics_json(summaries(project.logged(experiment)))
+            shown = experiment_with_checkpoints_json(experiment, children)
+            output.json({**shown, "metrics": logged})
         else:
-            show_experiment(output, experiment, every, project.lineage(experiment))
+            logged_metrics = summaries(project.logged(experiment))
+            show_experiment(output, experiment, every, project.lineage(experiment), logged_metrics)
     else:
         experiment, checkpoint = found[0].at(found[1]), found[1]
         if as_json:
@@ -87,8 +101,31 @@ def show(output: Output, project: Project, id: str, every: bool, as_json: bool) 
     output.warn(experiment.damage)
 
 
+def show_system(
+    output: Output, experiment: ExperimentRecord, samples: Sequence[Point], as_json: bool
+) -> None:
+    """Write what the machine did while an experiment ran."""
+    metrics = summaries(samples)
+    if as_json:
+        times = [time_json(sample.time) for sample in samples]
+        first, last = (times[0], times[-1]) if times else (None, None)
+        numbers = {"samples": len(samples), "first": first, "last": last}
+        output.json({"id": experiment.id, **numbers, "metrics": metrics_json(metrics)})
+    elif samples:
+        columns, _ = fit(system_columns(metrics), output.width, (), output.ellipsis)
+        over = text.duration(samples[-1].time - samples[0].time)
+        output.data([f"{text.count(len(samples), 'sample')} over {over}", ""])
+        output.data(render(columns, output.paint))
+    else:
+        output.note(f"Nothing is known of the machine while {short(experiment.id)} ran")
+
+
 def show_experiment(
-    output: Output, experiment: ExperimentRecord, every: bool, family: Relative | None = None
+    output: Output,
+    experiment: ExperimentRecord,
+    every: bool,
+    family: Relative | None = None,
+    logged: Mapping[str, Summary] | None = None,
 ) -> None:
     """Write all about an experiment, its checkpoints in a table as wide as the terminal takes."""
     output.data(experiment_lines(experiment, every=every, paint=output.paint))
@@ -100,6 +137,9 @@ def show_experiment(
     for title, lines in sections.items():
         if lines:
             output.data(["", output.paint(title, "bold"), *lines])
+    if logged:
+        columns, _ = fit(metric_columns(logged), output.width, (), output.ellipsis)
+        output.data(["", output.paint("Metrics", "bold"), *render(columns, output.paint)])
     if not every:
         experiment = replace(experiment, checkpoints=experiment.current)
     if not experiment.checkpoints:

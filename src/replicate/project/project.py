@@ -15,7 +15,7 @@ from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError, UsageError
 from replicate.index import Index, Match
-from replicate.model import CheckpointRecord, ExperimentRecord, Origin, short
+from replicate.model import CheckpointRecord, ExperimentRecord, Origin, Point, short
 from replicate.project import checkouts, lineage, resuming
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.checkpoints import Checkpoint
@@ -29,6 +29,7 @@ from replicate.recorder.console import Console
 from replicate.recorder.recovery import recover
 from replicate.repository import Repository
 from replicate.spool import spool_root
+from replicate.streams import OutputReader, samples
 from replicate.tree import reader
 
 if TYPE_CHECKING:
@@ -252,6 +253,20 @@ class Project:
             return Picked(found.at(best), best, "best")
         latest = found.latest()
         return Picked(found.at(latest), latest, "latest" if latest else "none")
+
+    def logged(self, experiment: ExperimentRecord) -> list[Point]:
+        """Every point of an experiment that has logged any; see `Repository.history`."""
+        points = self.repository.history(experiment)
+        with_metrics = sum(bool(c.metrics) for c in experiment.current)
+        return points if len(points) > with_metrics else []
+
+    def samples(self, experiment: ExperimentRecord) -> list[Point]:
+        """How the machine did while the experiment ran, in the order of time."""
+        return samples(self.repository.stream(experiment.id, "system").read())
+
+    def output(self, experiment: ExperimentRecord) -> OutputReader:
+        """A reader of what the experiment has printed."""
+        return OutputReader(self.repository.stream(experiment.id, "console"))
 
     def recover(self) -> Iterator[str]:
         """Save what runs that were cut off have left in the spool; yield what was done."""
