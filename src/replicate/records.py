@@ -14,9 +14,10 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from blake3 import blake3
 
@@ -227,7 +228,8 @@ def _malformed(name: str, error: Exception) -> DamagedError:
 # ---------------------------------------------------------------- events
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Event:
     """One line of a journal. `number` counts the lines of its `writer`, from 0."""
 
     kind: str
