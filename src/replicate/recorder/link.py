@@ -134,10 +134,9 @@ class HelperLink:
         with suppress(HelperGone, OSError):
             self._send({"op": "bye", "at_exit": at_exit}, blocking=True)
         self._socket.close()
-        if at_exit:  # it outlives this process on purpose, and whoever adopts it will reap it
-            self._process.returncode = 0
-        else:
-            _closing.append(self._process)
+        # It outlives this object, and perhaps this process, on purpose: no warning is due.
+        self._process.returncode = 0
+        _ending.add(self._process.pid)
 
     def abandon(self) -> None:
         """Close this process's copy of the socket without a word: it is a forked child's."""
@@ -176,9 +175,15 @@ class HelperLink:
         return [m for m in messages if "idle" in m]
 
 
-#: Helpers that were told to end, in a process that goes on.
-_closing: list[subprocess.Popen[bytes]] = []
+#: Helpers that were told to end. In a process that goes on, somebody has to take note of that.
+_ending: set[int] = set()
 
 
 def _reap() -> None:
-    _closing[:] = [process for process in _closing if process.poll() is None]
+    for pid in list(_ending):
+        try:
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            ended = pid
+        if ended:
+            _ending.discard(pid)
