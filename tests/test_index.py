@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from replicate import config
 from replicate.backends.local import LocalBackend
 from replicate.compact import pack, unpack
 from replicate.index import RACY_SECONDS, Index, Match
@@ -187,6 +188,17 @@ def test_all_checkpoints_are_there_once_asked_for(
     record = index.records()[0]
     assert len(record.checkpoints) == 2 and backend.read == []
     assert tuple(record.checkpoints) == repository.experiment(record.id).checkpoints
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path: Path) -> None:
+    named, shared = tmp_path / "named", tmp_path / "shared"
+    environ = {"XDG_CACHE_HOME": str(shared)}
+    assert config.load(tmp_path, environ=environ).cache == shared / "replicate"
+    environ["REPLICATE_CACHE"] = str(named)
+    assert config.load(tmp_path, environ=environ).cache == named
+    for unusable in ("", "relative"):
+        cache = config.load(tmp_path, environ={"XDG_CACHE_HOME": unusable}).cache
+        assert cache == Path.home() / ".cache" / "replicate"
 
 
 # ---------------------------------------------------------------- ids
@@ -446,7 +458,8 @@ class Listings(RuleBasedStateMachine):
         elif kind == "delete":
             run.journal.append([("delete", now(), {})])
         else:
-            ids = [c.id for c in self.repository.experiment(run.id).checkpoints[:1]]
+            listed = (r for r in self.repository.experiments() if r.id == run.id)
+            ids = [c.id for r in listed for c in r.checkpoints[:1]]
             run.journal.append([("delete", now(), {"checkpoints": ids})])
 
     @precondition(lambda self: self.runs)
