@@ -6,6 +6,7 @@ It knows their names and what every failure ends in. What a command does is in t
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import keyword
 import os
@@ -128,6 +129,8 @@ def main(context: click.Context, color: str, verbose: bool) -> None:
 
     Every command takes an id, or as many of its first characters as make it unique.
     """
+    # A command is short, and frees little: to look for cycles again and again is a tenth of a list.
+    gc.set_threshold(100_000, 50, 50)
     output: Output = context.obj
     output.set_color(color)
     output.verbose = verbose

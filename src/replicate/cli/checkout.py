@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 from replicate.cli import text
 from replicate.cli.options import ID, location
 from replicate.cli.output import Output
+from replicate.cli.progress import counter
 from replicate.errors import UsageError
 from replicate.model import short
 from replicate.project import CheckedOut, Project
@@ -71,7 +73,8 @@ def checkout(
         if not output.confirm("Do you want to continue?"):
             output.message("Nothing was changed")
             raise click.exceptions.Exit(1)
-    done = project.checkout(plan)
+    with counter(sys.stderr, "checking out") as show:
+        done = project.checkout(plan, lambda n, of: show("MB", n // 1_000_000, of // 1_000_000))
     output.message(*done_lines(plan.id, done, target))
 
 

@@ -8,7 +8,7 @@ been there before. Undoing it is a checkout of that tree, so an undo can be undo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -142,12 +142,16 @@ def _overwritten(directory: Path, entries: Sequence[Entry]) -> tuple[str, ...]:
     )
 
 
-def perform(repository: Repository, plan: CheckoutPlan) -> CheckedOut:
+def perform(
+    repository: Repository,
+    plan: CheckoutPlan,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckedOut:
     """Carry out a plan: stage and verify everything, keep what is there, then put it in place.
 
     Raises DamagedError or UnsafeTreeError before any of the person's files is touched.
     """
-    with stage(repository.backend, plan.entries, plan.directory) as staged:
+    with stage(repository.backend, plan.entries, plan.directory, progress) as staged:
         # Looked at again: there was a question in between, and the person may have gone on working.
         replaced = [*_overwritten(plan.directory, plan.entries), *plan.removes]
         added = [e.path for e in plan.entries if not os.path.lexists(plan.directory / e.path)]

@@ -323,10 +323,13 @@ class Project:
             let_go=checkouts.let_go(picked.experiment, picked.checkpoint),
         )
 
-    def checkout(self, plan: CheckoutPlan) -> CheckedOut:
-        """Carry out a plan. What it overwrites is kept in the repository before."""
+    def checkout(
+        self, plan: CheckoutPlan, progress: Callable[[int, int], None] | None = None
+    ) -> CheckedOut:
+        """Carry out a plan. What it overwrites is kept in the repository before. `progress` is
+        called now and again with the bytes that are done and those there are in all."""
         with maintenance.announced(self.repository):
-            return checkouts.perform(self.repository, plan)
+            return checkouts.perform(self.repository, plan, progress)
 
     def undo_checkout(
         self, id: str | None = None, directory: str | os.PathLike[str] | None = None

@@ -61,8 +61,8 @@ class Pump:
 
 
 def supervise(pumps: list[Pump]) -> None:
-    """Run each in a process of its own, as long as its pipe is open. A copy that was read and not
-    passed on yet is lost with the process that had it, and nothing else."""
+    """Run each in a process of its own, as long as its pipe is open. What was read and not passed
+    on yet is lost with a process that is killed, and nothing else."""
     running = {_start(pump): pump for pump in pumps}
     while running:
         pid, status = os.waitpid(-1, os.WUNTRACED)
