@@ -37,7 +37,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "REPLICATE_TAGS": "Tags, separated by commas, added to those that `init()` is given",
     "REPLICATE_NOTES": "The experiment's notes, where `init()` is given none",
     "REPLICATE_GROUP": "The experiment's group, where `init()` is given none",
-    "REPLICATE_RESUME": "The experiment to go on with, where `init()` names none: an id or `latest`",
+    "REPLICATE_RESUME": "The experiment to go on with where `init()` names none: an id or `latest`",
     "REPLICATE_MODE": "`disabled`: record nothing",
     "REPLICATE_CACHE": "Where listings are cached, instead of `~/.cache/replicate`",
     "REPLICATE_CONSOLE": "`off`: keep nothing of what a run prints; `all`: see `console`",
