@@ -12,6 +12,8 @@ import textwrap
 from contextlib import suppress
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 import replicate
@@ -138,6 +140,21 @@ def test_what_stands_in_for_stdout_is_left_as_it_was_found(
     assert sys.stdout is before and "write" not in vars(before)
     assert capsys.readouterr().out == "while it is recorded\nafter it\n"
     assert logs(project) == ["while it is recorded"]
+
+
+def test_what_the_cells_of_a_notebook_print_is_kept_and_shown_as_ever(
+    project: ProjectDirectory,
+) -> None:
+    cells = (
+        "import sys, replicate\nexperiment = replicate.init(path=None)",
+        "print('in a cell')\nprint('in red', file=sys.stderr)",
+        "experiment.stop()\nprint('after it')",
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+    shown = [output.get("text") for cell in notebook.cells[1:] for output in cell.outputs]
+    assert shown == ["in a cell\n", "in red\n", "after it\n"]
+    assert sorted(logs(project)) == ["in a cell", "in red"]
 
 
 def test_the_experiment_that_was_begun_last_has_the_output(project: ProjectDirectory) -> None:

@@ -6,12 +6,12 @@ It knows their names and what every failure ends in. What a command does is in t
 from __future__ import annotations
 
 import difflib
-import gc
 import importlib
 import keyword
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from gc import set_threshold
 from typing import Any, NoReturn
 
 import click
@@ -130,7 +130,7 @@ def main(context: click.Context, color: str, verbose: bool) -> None:
     Every command takes an id, or as many of its first characters as make it unique.
     """
     # A command is short, and frees little: to look for cycles again and again is a tenth of a list.
-    gc.set_threshold(100_000, 50, 50)
+    set_threshold(100_000, 50, 50)
     output: Output = context.obj
     output.set_color(color)
     output.verbose = verbose

@@ -43,7 +43,8 @@ _START = (
 
 
 class _Print:
-    """Keeps what is written to a stream object of Python's, by way of its `write`."""
+    """Keeps what is written to a stream object of Python's, by way of its `write`; or of its
+    `echo`, which those of a notebook have: IPython replaces their `write` for each cell."""
 
     def __init__(self, stream: TextIO, kind: str, directory: str) -> None:
         self._stream = stream
@@ -51,24 +52,40 @@ class _Print:
         self._original: Callable[[str], int] = stream.write
         self._owner = os.getpid()
         self._on = True
-        stream.write = self._write  # type: ignore[method-assign]
+        if getattr(stream, "echo", self) is None:
+            vars(stream)["echo"] = self
+        else:
+            stream.write = self._write  # type: ignore[method-assign]
+
+    def write(self, text: str) -> None:
+        """Keep the text."""
+        if not self._on or not text:
+            return
+        try:
+            if os.getpid() != self._owner:
+                self._owner = os.getpid()
+                self._writer.renew()
+            self._writer.append(output_line(text))
+        except Exception:  # a full disk, or something that is no text: the next may do
+            pass
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
     def _write(self, text: str) -> int:
         written = self._original(text)
-        if self._on and text:
-            try:
-                if os.getpid() != self._owner:
-                    self._owner = os.getpid()
-                    self._writer.renew()
-                self._writer.append(output_line(text))
-            except Exception:  # a full disk, or something that is no text: the next may do
-                pass
+        self.write(text)
         return written
 
     def release(self) -> None:
+        """Leave the stream as it was; where somebody else has replaced `write` since, keep no
+        more."""
         self._on = False
-        if vars(self._stream).get("write") == self._write:
-            del self._stream.write
+        attributes = vars(self._stream)
+        if attributes.get("echo") is self:
+            attributes["echo"] = None
+        if attributes.get("write") == self._write:
+            del attributes["write"]
         with suppress(OSError):
             self._writer.close()
 
