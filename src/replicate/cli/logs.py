@@ -68,18 +68,20 @@ def logs(
     experiment = found if isinstance(found, ExperimentRecord) else found[0]
     log = _Log(project, experiment, "stderr" if only_stderr else None)
     goes_on = follow and experiment.status is Status.RUNNING
-    first = [*log.read(), *([] if goes_on else log.rest())]
-    first = first if lines is None else first[max(0, len(first) - lines) :]
-    if as_json and not follow:
-        output.json_list(line_json(line) for line in first)
-    else:
-        show_lines(output, first, as_json)
     try:
+        first = log.read() if goes_on else [*log.read(), *log.rest()]
+        first = first if lines is None else first[max(0, len(first) - lines) :]
+        if as_json and not follow:
+            output.json_list(line_json(line) for line in first)
+        else:
+            show_lines(output, first, as_json)
         for more in _follow(project, experiment, log) if goes_on else ():
             show_lines(output, more, as_json)
-    except KeyboardInterrupt:  # which is how one stops to look
-        return
-    if not first and not goes_on:
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+        return  # that is how one ceases to look
+    if log.is_empty:
         output.note("Nothing that it has printed was kept")
     if log.is_cut_off:
         output.note("It has printed more than is kept")
@@ -114,7 +116,7 @@ def printable(line: str, *, colored: bool) -> str:
 
 
 def _follow(project: Project, experiment: ExperimentRecord, log: _Log) -> Iterator[list[Line]]:
-    """What is printed from now on, until the run has ended."""
+    """What is printed from now on until the run has ended, and what is left then."""
     goes_on = True
     while goes_on:
         time.sleep(_LOOK)
@@ -132,6 +134,7 @@ class _Log:
         self._stream = stream
         self._begun: dict[str, Printed] = {}
         self.is_cut_off = False
+        self.is_empty = True
 
     @property
     def damage(self) -> list[str]:
@@ -152,6 +155,7 @@ class _Log:
             return
         if self._stream not in (None, part.stream):
             return
+        self.is_empty = False
         begun = self._begun.pop(part.stream, None)
         before = begun.text or "" if begun else ""
         *complete, rest = (before + part.text).split("\n")

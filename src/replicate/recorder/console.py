@@ -120,10 +120,11 @@ class _Pipe:
         return not any(events & select.POLLIN for _, events in poll.poll(0))
 
     def drain(self) -> None:
-        """Pass on what is in it, in place of a process that is gone."""
+        """Pass on what is in it, in place of a process that is gone; another may still read too."""
         with suppress(OSError):
-            while not self.is_empty:
-                os.write(self.original, os.read(self.read, _PIPE_SIZE))
+            os.set_blocking(self.read, False)
+            while data := os.read(self.read, _PIPE_SIZE):
+                os.write(self.original, data)
 
     def close(self) -> None:
         for descriptor in (self.read, self.original, self._write):

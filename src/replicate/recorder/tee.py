@@ -37,10 +37,17 @@ class Pump:
 
     def run(self) -> None:
         self._writer.renew()  # in this process, which may follow one that was killed
-        while data := os.read(self._pipe, _CHUNK):
+        while data := self._read():
             self._pass_on(data)
             self._keep(self._decode(data))
         self._keep(self._decode(b"", final=True))
+
+    def _read(self) -> bytes:
+        while True:
+            try:
+                return os.read(self._pipe, _CHUNK)
+            except BlockingIOError:  # the script reads it too, because it has missed us
+                select.select([self._pipe], [], [])
 
     def _pass_on(self, data: bytes) -> None:
         """Where the reader has gone away, the script goes on: its output is kept all the same."""
