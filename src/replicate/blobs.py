@@ -31,6 +31,9 @@ FRESH = 1800.0
 FLUSH_AT = 64 << 20
 
 
+_NEXT = "Restore it from a copy. `replicate verify` names the checkpoints that it hurts."
+
+
 def hash_of(content: Content | mmap.mmap) -> str:
     """The BLAKE3 hash of `content`, 64 hex digits; what `b3sum` prints for the same bytes."""
     return blake3(content).hexdigest()
@@ -171,11 +174,11 @@ def read_blob(backend: Backend, hash: str, size: int) -> bytes:
         try:
             data = compression.decode(suffix, payload, size) if suffix else payload
         except DamagedError as error:
-            raise DamagedError(f"{name} is damaged: {error}") from error
+            raise DamagedError(f"{name} is damaged: {error}", hint=_NEXT) from error
         if len(data) != size or hash_of(data) != hash:
-            raise DamagedError(f"{name} is damaged: its bytes do not match its name")
+            raise DamagedError(f"{name} is damaged: its bytes do not match its name", hint=_NEXT)
         return data
-    raise DamagedError(f"{backend.url}/{blob_key(hash)} is missing")
+    raise DamagedError(f"{backend.url}/{blob_key(hash)} is missing", hint=_NEXT)
 
 
 def copy_blob(backend: Backend, hash: str, size: int, descriptor: int, offset: int) -> None:

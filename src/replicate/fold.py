@@ -14,9 +14,16 @@ from replicate.model import (
     Edit,
     ExperimentRecord,
     Stop,
+    Value,
     with_inputs,
 )
-from replicate.records import Event, decode_attempt, decode_checkpoint, decode_stop
+from replicate.records import (
+    Event,
+    decode_attempt,
+    decode_checkpoint,
+    decode_stop,
+    decode_value,
+)
 
 #: The field that an edit of each of these kinds sets, and the member of the event that has it.
 _LABELS = {"note": ("notes", "text"), "name": ("name", "name"), "group": ("group", "group")}
@@ -52,6 +59,7 @@ class _Folding:
         self.packages: dict[int, dict[str, str]] = defaultdict(dict)
         self.attempts: dict[str, Attempt] = {}
         self.stops: dict[int, Stop] = {}
+        self.logged: dict[int, Mapping[str, Value]] = {}
         self.problems: list[str] = []
         self.edits: list[Edit] = []
         self.tags = dict.fromkeys(inputs.tags)
@@ -67,6 +75,8 @@ class _Folding:
             self.checkpoints.setdefault(record.id, record)
         elif event.kind == "attempt":
             self.attempts.setdefault(data["id"], decode_attempt(event.time, data))
+        elif event.kind == "summary":
+            self.logged[event.attempt] = decode_value(data["metrics"])
         elif event.kind == "packages":
             self.packages[event.attempt].update(data["packages"])
         elif event.kind == "stop":
@@ -107,12 +117,17 @@ class _Folding:
             record,
             checkpoints=self._checkpoints(record),
             stop=self.stops.get(record.attempt),
+            logged=self._logged(),
             problems=tuple(self.problems),
             tags=tuple(self.tags),
             edits=tuple(self.edits),
             deleted=self.deleted,
             damage=tuple(self.damage),
         )
+
+    def _logged(self) -> Mapping[str, Value]:
+        """What each logged metric came to: in the last attempt that has logged it."""
+        return {k: v for number in sorted(self.logged) for k, v in self.logged[number].items()}
 
     def _attempts(self) -> tuple[Attempt, ...]:
         """All attempts of a run that was resumed, in their order."""

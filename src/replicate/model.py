@@ -282,6 +282,7 @@ class ExperimentRecord:
     size: int | None = None
     stored: int | None = None
     checkpoints: Sequence[CheckpointRecord] = ()
+    logged: Mapping[str, Value] = field(default_factory=dict)
     stop: Stop | None = None
     heartbeat: Heartbeat | None = None
     problems: tuple[str, ...] = ()
@@ -429,7 +430,8 @@ def differing_params(experiments: Iterable[ExperimentRecord]) -> list[str]:
 
     A param that only some experiments have differs. In order of first appearance.
     """
-    flat = [flatten(e.params) for e in experiments]
+    # One that is damaged may have had any: it says nothing about what differs.
+    flat = [flatten(e.params) for e in experiments if e.params or not e.damage]
     names = dict.fromkeys(name for params in flat for name in params)
     missing = object()
     return [

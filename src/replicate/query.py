@@ -60,8 +60,8 @@ def value_of(record: ExperimentRecord, name: str) -> Value:
     """The value that `name` has in the experiment; None when it has none.
 
     A name is a field's, else a param's (dotted where nested), else a metric's: that of the best
-    checkpoint, or of the latest where the best has none. "params.x" and "metrics.x" name the x of
-    one of them where several have it.
+    checkpoint, or of the latest where the best has none, or the last that was logged. "params.x"
+    and "metrics.x" name the x of one of them where several have it.
     """
     if name in FIELDS:
         return FIELDS[name](record)
@@ -95,13 +95,10 @@ def _param(params: Mapping[str, Value], name: str) -> Value:
 
 
 def _metric(record: ExperimentRecord, name: str) -> Value:
-    latest = record.latest()
-    if latest is None:
-        return _MISSING
-    best = record.best()
-    if best is not None and name in best.metrics:
-        return best.metrics[name]
-    return latest.metrics.get(name, _MISSING)
+    for checkpoint in (record.best(), record.latest()):
+        if checkpoint is not None and name in checkpoint.metrics:
+            return checkpoint.metrics[name]
+    return record.logged.get(name, _MISSING)
 
 
 def names(records: Iterable[ExperimentRecord]) -> list[str]:
@@ -112,6 +109,7 @@ def names(records: Iterable[ExperimentRecord]) -> list[str]:
         params.update(dict.fromkeys(flatten(record.params)))
         for checkpoint in (record.best(), record.latest()):
             metrics.update(dict.fromkeys(checkpoint.metrics if checkpoint else ()))
+        metrics.update(dict.fromkeys(record.logged))
     return list(dict.fromkeys([*FIELDS, *params, *metrics]))
 
 

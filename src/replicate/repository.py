@@ -38,6 +38,8 @@ VERSION = 1
 #: Names of optional parts of the format that this version can read.
 FEATURES: frozenset[str] = frozenset()
 SEGMENT_SIZE = 256 << 10
+#: Stands for a time that is lost.
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _DESCRIPTION = {"format": "replicate", "version": VERSION, "requires": []}
 _DESCRIPTION_KEY = "repository.json"
 _INPUTS, _HEARTBEAT = "experiment.json", "heartbeat.json"
@@ -237,6 +239,8 @@ class Repository:
         inputs = self._read_inputs(id, damage)
         for stat in listed.journals:
             events += self._read_journal(stat.key, damage, unreadable)
+        if inputs.created == _EPOCH and events:  # lost, but no event is older than its run
+            inputs = replace(inputs, created=min(event.time for event in events))
         folded = fold(inputs, events)
         if heartbeat is not None and beat is not None and folded.stop is None:
             heartbeat = self.aged(heartbeat, beat)
@@ -255,9 +259,8 @@ class Repository:
             damage.append(f"{self.url}/{key} is missing: the run's inputs are lost")
         except DamagedError as error:
             damage.append(f"{error}: the run's inputs are lost")
-        epoch = datetime.fromisoformat("1970-01-01T00:00:00Z")
         return ExperimentRecord(
-            id=id, created=epoch, params={}, user="", host="", command="", path=None, tree=None
+            id=id, created=_EPOCH, params={}, user="", host="", command="", path=None, tree=None
         )
 
     def _read_journal(

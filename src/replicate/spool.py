@@ -157,6 +157,10 @@ class Spool:
             finally:
                 data.release()
 
+    def has(self, name: str) -> bool:
+        """Whether a job is in it, and not committed yet."""
+        return (self.directory / (name + _SUFFIX)).exists()
+
     def size(self) -> int:
         """Bytes of all that is in it now."""
         total = 0

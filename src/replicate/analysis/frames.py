@@ -23,9 +23,15 @@ def _pandas() -> Any:
     return required("pandas", "A data frame", "'replicate[pandas]'")
 
 
+def _came_to(record: ExperimentRecord, picked: CheckpointRecord | None) -> Mapping[str, Value]:
+    """The metrics of the picked checkpoint, and the last value of what was only logged."""
+    return {**record.logged, **(picked.metrics if picked else {})}
+
+
 def runs_frame(records: Sequence[ExperimentRecord]) -> DataFrame:
     """A row for each experiment: what it is, `params.*` dotted where nested, and `metrics.*` of its
-    best checkpoint, or of its latest where none is best: `checkpoint` and `step` say which.
+    best checkpoint, or of its latest where none is best: `checkpoint` and `step` say which. Of what
+    was only logged, the last value.
 
     Times are in UTC, durations timedeltas. A column of numbers is Int64 when all of them are whole,
     else float64, in which NaN stands for what is missing, too. A column of mixed kinds is object.
@@ -48,7 +54,7 @@ def runs_frame(records: Sequence[ExperimentRecord]) -> DataFrame:
         "checkpoint": _texts(short(c.id) if c else None for c in picked),
         "step": _column([c.step if c else None for c in picked]),
         **_named("params", [flatten(r.params) for r in records], _column),
-        **_named("metrics", [c.metrics if c else {} for c in picked], _metrics),
+        **_named("metrics", list(map(_came_to, records, picked)), _metrics),
     }
     frame: DataFrame = _pandas().DataFrame(columns)
     return frame

@@ -11,6 +11,8 @@ from replicate.maintenance import Progress
 
 #: Seconds between two counts: more often than that nobody can read them.
 _INTERVAL = 0.1
+#: Seconds before the first one.
+_PATIENCE = 0.5
 _CLEAR = "\r\x1b[K"
 
 
@@ -21,10 +23,13 @@ def counter(stream: TextIO, doing: str = "checking") -> Iterator[Progress]:
     `doing` is what is done to it. Where the stream is no terminal nothing is shown.
     """
     shown: list[float] = []
+    # What is done before anybody wonders needs no count.
+    begun = time.monotonic()
 
     def show(what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        if stream.isatty() and (not shown or now - shown[-1] >= _INTERVAL):
+        due = shown[-1] + _INTERVAL if shown else begun + _PATIENCE
+        if stream.isatty() and now >= due:
             shown[:] = [now]
             of = "" if total is None else f" of {total:,}"
             stream.write(f"{_CLEAR}{doing} {what}: {done:,}{of}")

@@ -271,7 +271,7 @@ class Project:
     def recover(self) -> Iterator[str]:
         """Save what runs that were cut off have left in the spool; yield what was done."""
         if self.repository.exists():
-            yield from recover(self.repository, spool_root(self.repository.url))
+            yield from recover(self.repository, spool_root(self.repository.url), tell_live=True)
 
     # ------------------------------------------------------------ comparing
 

@@ -76,6 +76,8 @@ class Recorder:
         self._said: set[str] = set()
         self._kept: list[_Kept] = []
         self._restarts = 0
+        #: Files that the helper is to copy: the job, where to, and how many bytes.
+        self._leased: list[tuple[str, Path, int]] = []
         #: Bytes that were spooled since the spool was last looked at.
         self._unseen = 0
         #: How long calls have waited because saving was slower than the run (seconds).
@@ -167,7 +169,7 @@ class Recorder:
         """Report something that went wrong, and keep it with the experiment."""
         self.report(message)
         with self._guarded("a problem"):
-            self._add_event("problem", {"message": message})
+            self._add_event("problem", {"message": " ".join(message.split("\n"))})
 
     def edit(self, kind: str, data: Mapping[str, Value]) -> None:
         """Record a change of the experiment's labels."""
@@ -221,8 +223,14 @@ class Recorder:
 
     @property
     def pending(self) -> int:
-        """Bytes that are in the spool."""
-        return self._spool.size()
+        """Bytes that are not in the repository yet: in the spool, or held still by a lease until
+        the helper has copied them there."""
+        self._leased = [
+            (job, copy, size)
+            for job, copy, size in self._leased
+            if self._spool.has(job) and not copy.exists()
+        ]
+        return self._spool.size() + sum(size for _, _, size in self._leased)
 
     @property
     def progress(self) -> int:
@@ -246,7 +254,7 @@ class Recorder:
         if self._unseen < bound // 8 or os.getpid() != self._owner:
             return
         self._unseen = size
-        if self._spool.size() + size > bound:
+        if self.pending + size > bound:
             self.report(
                 f"Saving is slower than the run: checkpoint() waits while more than "
                 f"{bound / 1e6:,.0f} MB are pending (`max_pending` in replicate.yaml)."
@@ -327,6 +335,7 @@ class Recorder:
                 if taken.fd is None:
                     return place
                 if helper.pass_lease(taken, job, number):
+                    self._leased.append((job, beside, item.size))
                     return {**place, "helper": helper.number}
         with capture.take(item.source, beside, lease=False) as taken:
             return {**place, "state": list(taken.state)}

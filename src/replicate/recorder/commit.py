@@ -38,6 +38,8 @@ from replicate.tree import Source, add_tree
 
 #: Seconds between two heartbeats, on a local disk.
 INTERVAL = 10.0
+#: Seconds between two events that say what the logged metrics have come to.
+_SUMMARY_INTERVAL = 10.0
 #: How many jobs are committed together at most, so that their journal lines come soon.
 _JOBS = 256
 _BYTES = 256 << 20
@@ -85,6 +87,8 @@ class Committer:
         self._retention = Retention(repository, spool.experiment, keep) if keep else None
         self._journal: JournalWriter | None = None
         self._late = False
+        self._summary: dict[str, Value] = {}
+        self._summarized = 0.0
         #: Which attempt of the run this is: all that is written here belongs to it.
         self.attempt = spool.attempt
         #: Whether the attempt's inputs are there, without which nobody should write anything else.
@@ -145,6 +149,15 @@ class Committer:
         self._journal.append(events)
         self.stopped = self.stopped or any(kind == "stop" for kind, _, _ in events)
 
+    def _summarize(self, *, at_once: bool) -> None:
+        """Keep with the journal what the logged metrics have come to, for those who list runs and
+        do not read all points: now and again, and when something else is committed."""
+        last = self._streams.last
+        late = time.monotonic() - self._summarized >= _SUMMARY_INTERVAL
+        if last != self._summary and (at_once or late):
+            self.record(("summary", now(), {"metrics": encode_value(dict(last))}))
+            self._summary, self._summarized = dict(last), time.monotonic()
+
     def writer(self, stream: str) -> JournalWriter:
         """A writer of its own for another of the run's streams."""
         return self._repository.journal(
@@ -164,6 +177,7 @@ class Committer:
         names = self._spool.names()
         if self.created:
             self._streams.commit(final=final)
+            self._summarize(at_once=final or bool(names))
         elif self._streams.pending:  # how the run ended comes after what it has logged and printed
             names = names[:1]
         started = time.time()

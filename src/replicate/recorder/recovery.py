@@ -13,14 +13,18 @@ from replicate.repository import Repository
 from replicate.spool import Spool, all_spools
 
 
-def recover(repository: Repository, root: Path) -> Iterator[str]:
+def recover(repository: Repository, root: Path, *, tell_live: bool = False) -> Iterator[str]:
     """Commit every job that nobody else is about to commit; yield a sentence for each run.
 
-    A run whose process or helper is alive has its spool locked, and is passed over.
+    A run whose process or helper is alive has its spool locked, and is passed over,
+    with `tell_live` not without a word.
     """
     for spool in all_spools(root):
         lock = spool.try_lock()
         if lock is None:
+            if tell_live and spool.names():
+                id = short(spool.experiment)
+                yield f"Experiment {id} is still being saved by its own process: left to that."
             continue
         try:
             yield from _recover_one(repository, spool)

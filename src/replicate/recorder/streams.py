@@ -24,6 +24,8 @@ from replicate.spool import Spool
 
 #: No event holds more points than this, so that damage to its line takes no more.
 _POINTS = 1000
+#: So many points are looked at for the last value of each metric, of those that came together.
+_LAST = 100
 #: No event holds much more text than this (characters).
 _TEXT = 64 << 10
 #: A line that is not complete, such as a progress bar, is committed when it is this old (seconds).
@@ -57,6 +59,8 @@ class Streams:
         self._resumed = False
         #: Whether it has committed anything.
         self.used = False
+        #: The last value of each metric that was logged, as far as this process has seen them.
+        self.last: dict[str, Value] = {}
 
     def _resume(self) -> None:
         """Pass what is in the repository already, by the hand of a process that has died."""
@@ -109,6 +113,8 @@ class Streams:
             for start in range(0, len(lines), _POINTS):
                 chunk = lines[start : start + _POINTS]
                 events.append(_log_event(segment.source, segment.next + start, chunk))
+                for point in map(_point, chunk[-_LAST:]):
+                    self.last.update(point[2] if point else {})
             self._append("log", [event for event in events if event is not None])
             segment.advance(lines)
 
