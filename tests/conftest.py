@@ -113,6 +113,8 @@ class ProjectDirectory:
             try:
                 with open(spool / "lock", "rb") as lock:
                     fcntl.flock(lock, fcntl.LOCK_EX)  # held by the trainer and by its helper
+                    # Not by closing: a process that another thread is starting has a copy.
+                    fcntl.flock(lock, fcntl.LOCK_UN)
             except FileNotFoundError:
                 continue
 

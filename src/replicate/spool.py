@@ -104,6 +104,14 @@ class Spool:
             return None
         return lock
 
+    @staticmethod
+    def unlock(lock: int) -> None:
+        """Give back a lock that no other process was handed. Closing it alone would not do while
+        a process that is just being started has a copy."""
+        if sys.platform != "win32":
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
     def next_name(self) -> str:
         """A name for a new job, after all that this process has named. Processes that were forked
         from each other never make the same one."""

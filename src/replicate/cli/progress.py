@@ -11,8 +11,6 @@ from replicate.maintenance import Progress
 
 #: Seconds between two counts: more often than that nobody can read them.
 _INTERVAL = 0.1
-#: Seconds before the first one.
-_PATIENCE = 0.5
 _CLEAR = "\r\x1b[K"
 
 
@@ -23,13 +21,12 @@ def counter(stream: TextIO, doing: str = "checking") -> Iterator[Progress]:
     `doing` is what is done to it. Where the stream is no terminal nothing is shown.
     """
     shown: list[float] = []
-    # What is done before anybody wonders needs no count.
-    begun = time.monotonic()
 
     def show(what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        due = shown[-1] + _INTERVAL if shown else begun + _PATIENCE
-        if stream.isatty() and now >= due:
+        if not shown and total is not None and done >= total:
+            return  # done at once: there is nothing to wait for
+        if stream.isatty() and (not shown or now - shown[-1] >= _INTERVAL):
             shown[:] = [now]
             of = "" if total is None else f" of {total:,}"
             stream.write(f"{_CLEAR}{doing} {what}: {done:,}{of}")

@@ -6,7 +6,6 @@ back when the process dies. It knows nothing of what is written.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,7 @@ def announced(repository: Repository) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        spool.unlock(lock)
         spool.destroy()
 
 
@@ -71,5 +70,5 @@ def _is_locked(spool: Spool) -> bool:
         return True  # it is another user's
     if lock is None:
         return True
-    os.close(lock)
+    spool.unlock(lock)
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def recover(repository: Repository, root: Path, *, tell_live: bool = False) -> I
         try:
             yield from _recover_one(repository, spool)
         finally:
-            os.close(lock)
+            spool.unlock(lock)
 
 
 def _recover_one(repository: Repository, spool: Spool) -> Iterator[str]:
