@@ -44,6 +44,8 @@ LATE = {
     ("recorder.client", "replicate.recorder.commit"): "only a run without a helper commits itself",
     ("recorder.client", "replicate.recorder.foreground"): "the same",
     ("recorder.helper", "replicate.recorder.system"): "20 ms that saving does not wait for",
+    ("recorder.leftovers", "replicate.recorder.recovery"): "only a run after a crash recovers",
+    ("project.project", "replicate.recorder.recovery"): "the same",
     ("environment", "importlib.metadata"): "10 ms that only the helper has to pay",
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
     ("compression", "zstandard"): "only a repository that compresses needs it",

@@ -26,7 +26,6 @@ from replicate.project.recording import Paths, start, unrecorded
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import live_recorders
 from replicate.recorder.console import Console
-from replicate.recorder.recovery import recover
 from replicate.repository import Repository
 from replicate.spool import spool_root
 from replicate.streams import OutputReader, samples
@@ -271,6 +270,9 @@ class Project:
     def recover(self) -> Iterator[str]:
         """Save what runs that were cut off have left in the spool; yield what was done."""
         if self.repository.exists():
+            # A training script does not come here, and need not import the committer.
+            from replicate.recorder.recovery import recover
+
             yield from recover(self.repository, spool_root(self.repository.url), tell_live=True)
 
     # ------------------------------------------------------------ comparing

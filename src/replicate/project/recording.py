@@ -31,7 +31,7 @@ from replicate.model import (
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import Recorder
 from replicate.recorder.console import Console
-from replicate.recorder.recovery import recover
+from replicate.recorder.leftovers import recover_leftovers
 from replicate.records import new_id, now
 from replicate.repository import Repository
 from replicate.spool import Spool, spool_root
@@ -71,7 +71,7 @@ def start(
     kept = config.keep if keep is None else _checked_keep(keep)
     repository.create()
     spools = spool_root(repository.url)
-    for message in recover(repository, spools):
+    for message in recover_leftovers(repository, spools):
         report(message)
     record = ExperimentRecord(
         id=resumed.experiment.id if resumed else new_id(),

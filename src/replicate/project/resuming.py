@@ -18,7 +18,7 @@ from replicate.model import (
     Status,
     short,
 )
-from replicate.recorder.recovery import recover
+from replicate.recorder.leftovers import recover_leftovers
 from replicate.repository import Repository
 from replicate.spool import Spool, all_spools, spool_root
 
@@ -74,7 +74,7 @@ def settle(repository: Repository, report: Report) -> None:
                 break
             time.sleep(0.05)
     if repository.exists():
-        for message in recover(repository, root):
+        for message in recover_leftovers(repository, root):
             report(message)
 
 
@@ -155,7 +155,7 @@ def _spool_is_free(repository: Repository, id: str, report: Report) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
-    for message in recover(repository, root):
+    for message in recover_leftovers(repository, root):
         report(message)
     return True
 
