@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 
 from blake3 import blake3
@@ -18,6 +17,7 @@ from replicate import compression
 from replicate.backends.base import Backend, Content
 from replicate.backends.files import write_at
 from replicate.backends.local import LocalBackend
+from replicate.background import Background
 from replicate.chunking import MAX_CHUNK
 from replicate.errors import DamagedError, KeyNotFoundError
 
@@ -63,7 +63,7 @@ class Batch:
         self._backend = backend
         self._compress = compress
         self._items: _Items = {}
-        self._writing: _Background | None = None
+        self._writing: Background[None] | None = None
         self._size = 0
         self.stored: Counter[Hashable] = Counter()
 
@@ -89,7 +89,8 @@ class Batch:
         """Write what was added, while the caller goes on adding: hashing need not wait for the
         disk. One such write at a time, which bounds what has to be held."""
         self._settle()
-        self._writing = _Background(self._store, self._take())
+        items = self._take()
+        self._writing = Background(lambda: self._store(items))
 
     def _settle(self) -> None:
         """Wait for what is being written; its error is this call's."""
@@ -132,31 +133,6 @@ class Batch:
             self._size += len(content)
             if self._size >= FLUSH_AT:
                 self._write_behind()
-
-
-class _Background:
-    """A call in a thread of its own, or at once where no thread can be started any more."""
-
-    def __init__(self, store: Callable[[_Items], None], items: _Items) -> None:
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(store, items))
-        try:
-            self._thread.start()
-        except RuntimeError:  # the interpreter is shutting down
-            store(items)
-
-    def _run(self, store: Callable[[_Items], None], items: _Items) -> None:
-        try:
-            store(items)
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> None:
-        """Wait for its end, and raise what it has raised."""
-        if self._thread.ident is not None:
-            self._thread.join()
-        if self._error is not None:
-            raise self._error
 
 
 def read_blob(backend: Backend, hash: str, size: int) -> bytes:

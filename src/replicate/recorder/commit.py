@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from replicate import environment
+from replicate.background import Background
 from replicate.blobs import FRESH, Batch
 from replicate.config import Keep
 from replicate.errors import DamagedError, StorageError, UnsafeTreeError, UsageError
@@ -63,6 +65,13 @@ class _Draft:
     tree: str | None = None
     size: int | None = None
     problems: list[str] = field(default_factory=list)
+    #: Found out while the disk is busy with the blobs.
+    surroundings: Background[dict[str, Any]] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The machine, the git repository and the packages of a run, or of an attempt at it."""
+        assert self.surroundings is not None
+        return self.surroundings.result()
 
 
 class Committer:
@@ -179,7 +188,7 @@ class Committer:
             self._streams.commit(final=final)
             self._summarize(at_once=final or bool(names))
         elif self._streams.pending:  # how the run ended comes after what it has logged and printed
-            names = names[:1]
+            names = names[:-1] or names
         started = time.time()
         batch = self._repository.batch(compress=self._compress)
         drafts: list[_Draft] = []
@@ -189,6 +198,8 @@ class Committer:
             for name in names[:_JOBS]:
                 done.append(name)
                 draft = self._draft(name, batch, stack)
+                if draft.header["kind"] in ("experiment", "attempt"):
+                    draft.surroundings = Background(partial(_surroundings, draft, directory))
                 drafts.append(draft)
                 total += draft.size or 0
                 if total >= _BYTES:
@@ -200,7 +211,7 @@ class Committer:
             self._late = True
             return []
         self._late = False
-        self._write(drafts, batch, directory)
+        self._write(drafts, batch)
         for name in done:
             self._spool.remove(name)
         return [p for draft in drafts for p in draft.problems]
@@ -258,16 +269,16 @@ class Committer:
         if not path.exists():
             _complete_from_source(file, path)
 
-    def _write(self, drafts: list[_Draft], batch: Batch, directory: Path | None) -> None:
+    def _write(self, drafts: list[_Draft], batch: Batch) -> None:
         events: list[Event] = []
         for draft in drafts:
             stored = batch.stored[draft.job] if draft.tree else None
             outcome = {"tree": draft.tree, "size": draft.size, "stored": stored}
             kind = draft.header["kind"]
             if kind == "experiment":
-                self._create(draft, outcome, directory)
+                self._create(draft, outcome)
             elif kind == "attempt":
-                self._begin_attempt(draft, outcome, directory)
+                self._begin_attempt(draft, outcome)
             elif kind == "packages":
                 found = environment.packages(draft.header["modules"])
                 events.append(("packages", draft.time, {"packages": found}))
@@ -292,19 +303,17 @@ class Committer:
         if self._retention is not None:
             self._retention.free(all=all)
 
-    def _create(self, draft: _Draft, outcome: Mapping[str, Any], directory: Path | None) -> None:
+    def _create(self, draft: _Draft, outcome: Mapping[str, Any]) -> None:
         record = decode_experiment(draft.header["record"].encode(), "the spooled experiment")
-        record = replace(record, **_surroundings(draft, directory), **outcome)
+        record = replace(record, **draft.facts(), **outcome)
         self._repository.create_experiment(record)
         self.created = True
         self.beat(INTERVAL)  # at once: a run that has only begun must not look lost
 
-    def _begin_attempt(
-        self, draft: _Draft, outcome: Mapping[str, Any], directory: Path | None
-    ) -> None:
+    def _begin_attempt(self, draft: _Draft, outcome: Mapping[str, Any]) -> None:
         self.created = True
         self.beat(INTERVAL)  # before the event, from which on its status is what the beat says
-        facts = encode_value(_surroundings(draft, directory))
+        facts = encode_value(draft.facts())
         self.record(("attempt", draft.time, {**draft.header["data"], **facts, **outcome}))
         if self._retention is not None:
             self._retention.reload()

@@ -36,7 +36,7 @@ _PIPE_SIZE = 1 << 20
 #: How long the end of a run waits for what is on its way through the pipe (seconds).
 _DRAIN = 2.0
 #: It looks as often as this, and takes a pipe that was empty for as long as that for finished.
-_LOOK, _IDLE = 0.002, 0.05
+_LOOK, _IDLE = 0.002, 0.02
 _START = (
     "import sys; sys.path.append(sys.argv.pop(1)); from replicate.recorder.tee import main; main()"
 )
