@@ -15,7 +15,9 @@ from datetime import datetime
 from typing import Any
 
 from replicate.backends.base import Backend, Stat
+from replicate.backends.local import LocalBackend
 from replicate.blobs import Batch
+from replicate.config import Compression
 from replicate.errors import DamagedError, KeyNotFoundError, RepositoryError
 from replicate.fold import fold
 from replicate.model import ExperimentRecord, Heartbeat, Point, Value
@@ -132,6 +134,13 @@ class Repository:
             )
 
     # ------------------------------------------------------------ writing
+
+    def compresses(self, setting: Compression) -> bool:
+        """Whether blobs are compressed under this setting: by `auto` not on a local disk, where
+        it costs more time than the bytes are worth."""
+        return setting == "zstd" or (
+            setting == "auto" and not isinstance(self.backend, LocalBackend)
+        )
 
     def batch(self, *, compress: bool = False) -> Batch:
         """Where blobs and trees are put on their way into the repository."""

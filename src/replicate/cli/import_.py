@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from replicate.backends.local import LocalBackend
 from replicate.cli import text
 from replicate.cli.options import location
 from replicate.cli.output import FAILED, Output
@@ -39,9 +38,7 @@ def import_(output: Output, project: Project, source: str, as_json: bool) -> Non
     repository = project.repository
     store = recognise(source, but=repository.url)
     output.note(f"From the {store.kind} {store.path} into {repository.url}")
-    compress = project.config.compression == "zstd" or (
-        project.config.compression == "auto" and not isinstance(repository.backend, LocalBackend)
-    )
+    compress = repository.compresses(project.config.compression)
     with counter(sys.stderr, "importing") as progress:
         result = bring_all(store, repository, compress=compress, progress=progress)
     if as_json:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from replicate import ignore, process
-from replicate.backends.local import LocalBackend
 from replicate.config import Config, Keep, parse_keep
 from replicate.errors import ReplicateError, UsageError
 from replicate.model import (
@@ -85,9 +84,7 @@ def start(
         parent=parent,
         **labels,
     )
-    compress = config.compression == "zstd" or (
-        config.compression == "auto" and not isinstance(repository.backend, LocalBackend)
-    )
+    compress = repository.compresses(config.compression)
     settings = {
         "repository": repository.url,
         "directory": str(config.directory),

@@ -80,8 +80,6 @@ class Recorder:
         self._leased: list[tuple[str, Path, int]] = []
         #: Bytes that were spooled since the spool was last looked at.
         self._unseen = 0
-        #: How long calls have waited because saving was slower than the run (seconds).
-        self.seconds_waited = 0.0
         self._saver: Saver | None = None
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -259,9 +257,7 @@ class Recorder:
                 f"Saving is slower than the run: checkpoint() waits while more than "
                 f"{bound / 1e6:,.0f} MB are pending (`max_pending` in replicate.yaml)."
             )
-            started = time.monotonic()
             self._wait(below=max(0, bound - size))
-            self.seconds_waited += time.monotonic() - started
 
     def _add_event(self, kind: str, data: Mapping[str, Value]) -> None:
         self._add(self._spool.next_name(), job_header(kind, data=data), [])

@@ -138,10 +138,6 @@ class HelperLink:
         self._process.returncode = 0
         _ending.add(self._process.pid)
 
-    def abandon(self) -> None:
-        """Close this process's copy of the socket without a word: it is a forked child's."""
-        self._socket.close()
-
     def _send(
         self, message: Mapping[str, Any], descriptor: int | None = None, *, blocking: bool = False
     ) -> None:
