@@ -73,6 +73,9 @@ class Backend(ABC):
 
     #: Where this is, as the user would write it in `repository:`.
     url: str
+    #: Whether each call is a request over a network, so that several at once save time, few large
+    #: objects cost less than many small ones, and the spool is elsewhere.
+    remote: bool = False
 
     @abstractmethod
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
