@@ -17,12 +17,12 @@ from replicate.cli import COMMANDS
 #: From the bottom up. A module may import what stands in a row below its own, and the modules of
 #: its own package. A package stands for all its modules, unless one of them has a row of its own.
 LAYERS = (
-    ("errors", "background"),
+    ("errors", "background", "secrets"),
     ("config", "ignore", "cache", "compact", "backends.base", "chunking", "compression", "periods"),
-    ("model", "backends"),
-    ("blobs", "records", "values", "diff", "query", "environment", "process", "text"),
-    ("tree", "fold", "analysis", "streams"),
-    ("repository", "spool"),
+    ("model", "packs", "backends"),
+    ("blobs", "records", "values", "diff", "query", "environment", "process", "text", "changes"),
+    ("tree", "fold", "analysis", "streams", "spool"),
+    ("repository",),
     ("maintenance", "index"),
     ("recorder",),
     ("project", "interop"),
@@ -48,6 +48,7 @@ LATE = {
     ("project.project", "replicate.recorder.recovery"): "the same",
     ("environment", "importlib.metadata"): "10 ms that only the helper has to pay",
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
+    ("backends.location", "replicate.backends.cloud"): "obstore is for those who have a bucket",
     ("compression", "zstandard"): "only a repository that compresses needs it",
     ("chunking", "pyfastcdc.cy"): "only the process that cuts files needs it",
     ("cache", "sqlite3"): "a training script lists nothing, and some Pythons are built without it",

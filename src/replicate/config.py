@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from replicate.errors import ConfigError
+from replicate.secrets import Allowed, environment_secrets
 
 Compression = Literal["auto", "none", "zstd"]
 #: How much is kept of what a run prints: "all" also what C code prints on a terminal.
 ConsoleExtent = Literal["on", "all", "off"]
+#: Whether a run is saved while it goes on, kept on this machine until `sync`, or not recorded.
+Mode = Literal["online", "offline", "disabled"]
 
 CONFIG_NAMES = ("replicate.yaml", "replicate.yml")
 DEFAULT_REPOSITORY = ".replicate"
@@ -38,7 +41,10 @@ ENVIRONMENT: Mapping[str, str] = {
     "REPLICATE_NOTES": "The experiment's notes, where `init()` is given none",
     "REPLICATE_GROUP": "The experiment's group, where `init()` is given none",
     "REPLICATE_RESUME": "The experiment to go on with where `init()` names none: an id or `latest`",
-    "REPLICATE_MODE": "`disabled`: record nothing",
+    "REPLICATE_MODE": "`disabled`: record nothing. `offline`: save to a bucket only with "
+    "`replicate sync`, and use no network until then",
+    "REPLICATE_SPOOL": "Where runs wait that are to be saved to a bucket, instead of "
+    "`~/.local/state/replicate/spool`",
     "REPLICATE_CACHE": "Where listings are cached, instead of `~/.cache/replicate`",
     "REPLICATE_CONSOLE": "`off`: keep nothing of what a run prints; `all`: see `console`",
     "REPLICATE_ALL_RANKS": "`1`: record every process of a distributed run, not only rank 0",
@@ -74,7 +80,8 @@ class Config:
     `checkpoint()` waits. `keep` says which checkpoints keep their files, `console` how much is kept
     of what a run prints. `host`, `user` and
     `command` override what is recorded; `name`, `tags`, `notes` and `group` label a new experiment,
-    and `resume` names the one to go on with instead.
+    and `resume` names the one to go on with instead. `spool` is where runs wait for a repository
+    that is not on this machine's disks.
     """
 
     directory: Path
@@ -87,6 +94,7 @@ class Config:
     keep: Keep | None = None
     console: ConsoleExtent = "on"
     system_metrics: bool = True
+    allow_secrets: Allowed = ()
     host: str | None = None
     user: str | None = None
     command: str | None = None
@@ -95,8 +103,9 @@ class Config:
     notes: str | None = None
     group: str | None = None
     resume: str | None = None
-    disabled: bool = False
+    mode: Mode = "online"
     cache: Path | None = None
+    spool: Path | None = None
 
 
 def find_project(start: Path) -> tuple[Path, Path | None]:
@@ -158,10 +167,23 @@ def load(
         notes=environ.get("REPLICATE_NOTES") or None,
         group=environ.get("REPLICATE_GROUP") or None,
         resume=environ.get("REPLICATE_RESUME") or None,
-        disabled=_disabled(environ),
+        mode=_mode(environ),
         cache=_cache(environ),
+        spool=_spool(environ),
         **values,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloudSettings:
+    """What the standard variables of the clouds say, as far as obstore does not read it itself."""
+
+    s3_endpoint: str | None = None
+
+
+def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
+    endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    return CloudSettings(s3_endpoint=endpoint or None)
 
 
 def rank(environ: Mapping[str, str] = os.environ) -> int:
@@ -176,6 +198,11 @@ def rank(environ: Mapping[str, str] = os.environ) -> int:
         if value.isascii() and value.isdigit():
             return int(value)
     return 0
+
+
+def secret_values(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The passwords and tokens that this process was given in variables: none is ever recorded."""
+    return environment_secrets(environ)
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -227,7 +254,9 @@ def _entries(file: Path) -> Iterator[tuple[Any, Any, int]]:
 
 
 def _plain(loader: Any, node: Any) -> Any:
-    """A node's value: a scalar, or a mapping of scalars. No setting is anything deeper."""
+    """A node's value: a scalar, or a list or mapping of them. No setting is anything deeper."""
+    if node.id == "sequence":
+        return _List(_Nested.unless_scalar(loader, item) for item in node.value)
     if node.id == "mapping":
         return {_plain(loader, k): _Nested.unless_scalar(loader, v) for k, v in node.value}
     return _Nested.unless_scalar(loader, node)
@@ -239,6 +268,13 @@ class _Nested:
     @classmethod
     def unless_scalar(cls, loader: Any, node: Any) -> Any:
         return loader.construct_object(node) if node.id == "scalar" else cls()
+
+    def __repr__(self) -> str:
+        return "a list or a mapping"
+
+
+class _List(tuple[Any, ...]):
+    """A list, where most settings are none."""
 
     def __repr__(self) -> str:
         return "a list or a mapping"
@@ -289,6 +325,15 @@ def parse_console(value: object) -> ConsoleExtent:
     raise ValueError("one of on, off, all")
 
 
+def _allowed(value: object) -> Allowed:
+    if isinstance(value, bool):
+        return value
+    names = (value,) if isinstance(value, str) else value
+    if isinstance(names, tuple) and all(isinstance(name, str) and name for name in names):
+        return tuple(names)
+    raise ValueError("true, or a list of names such as [hub_token, .env]")
+
+
 def _truth(value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -304,6 +349,7 @@ _SETTINGS: Mapping[str, Callable[[object], Any]] = {
     "keep": parse_keep,
     "console": parse_console,
     "system_metrics": _truth,
+    "allow_secrets": _allowed,
 }
 
 
@@ -323,8 +369,22 @@ def _cache(environ: Mapping[str, str]) -> Path | None:
     return home / ".cache" / "replicate" if home.is_absolute() else None
 
 
-def _disabled(environ: Mapping[str, str]) -> bool:
-    mode = environ.get("REPLICATE_MODE", "")
-    if mode not in ("", "disabled"):
-        raise ConfigError(f"REPLICATE_MODE must be `disabled` or unset, not {mode!r}")
-    return mode == "disabled"
+def _spool(environ: Mapping[str, str]) -> Path | None:
+    """Where to keep what must not be lost; None where there is no such place."""
+    if named := environ.get("REPLICATE_SPOOL"):
+        return Path(named).absolute()
+    for name in ("XDG_STATE_HOME", "LOCALAPPDATA"):
+        found = Path(environ.get(name, ""))
+        if found.is_absolute():
+            return found / "replicate" / "spool"
+    home = Path(os.path.expanduser("~"))
+    return home / ".local" / "state" / "replicate" / "spool" if home.is_absolute() else None
+
+
+def _mode(environ: Mapping[str, str]) -> Mode:
+    mode = environ.get("REPLICATE_MODE") or "online"
+    if mode not in get_args(Mode):
+        raise ConfigError(
+            f"REPLICATE_MODE must be `online`, `offline`, `disabled` or unset, not {mode!r}"
+        )
+    return cast(Mode, mode)

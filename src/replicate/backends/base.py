@@ -89,13 +89,18 @@ class Backend(ABC):
         """Write or replace `key` whole. A reader sees the old bytes or the new, never a mixture."""
 
     @abstractmethod
-    def put_if_absent(self, items: Mapping[str, Content]) -> set[str]:
+    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
         """Create every key that does not exist; return those that this call created.
 
         When it returns, all of `items` are durable. Each key appears whole or not at all; of
-        several writers of one key exactly one is told that it created it. Keys that existed are
+        several writers of one key at most one is told that it created it: exactly one, unless a
+        network lost the answer. Keys that existed are
         *touched*: their modified time is then not older than this call, which is how a writer
-        tells the collector of garbage that it still needs them. No order between keys.
+        tells the collector of garbage that it still needs them. In a bucket that costs a request
+        or two, so the caller may say that it is content with a time that is less than `fresh`
+        seconds older than this call. No order between keys. Only the
+        contents of keys that do not exist are asked of `items`, from any thread, perhaps more than
+        once: who touches what is there need not have its bytes.
         """
 
     @abstractmethod

@@ -146,18 +146,25 @@ def regular_file(path: Path) -> os.stat_result | None:
 
 def several(work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS) -> list[R]:
     """`work` of each item, in their order, a few at a time. The first failure is raised."""
+    return list(each(work, items, threads))
+
+
+def each(work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS) -> Iterator[R]:
+    """As `several`, while it goes on. After a failure nothing more is begun."""
     items = list(items)
     if len(items) < 2:
-        return [work(item) for item in items]
+        yield from map(work, items)
+        return
     try:
         # It costs 8 ms, which a training script that only spools need not pay.
         from concurrent.futures import ThreadPoolExecutor
     except RuntimeError:  # the interpreter is shutting down, as below
-        return [work(item) for item in items]
+        yield from map(work, items)
+        return
 
     with ThreadPoolExecutor(min(threads, len(items))) as pool:
         try:
             results = pool.map(work, items)
         except RuntimeError:  # the interpreter is shutting down, and starts no thread any more
-            return [work(item) for item in items]
-        return list(results)
+            results = map(work, items)
+        yield from results

@@ -85,7 +85,7 @@ class LocalBackend(Backend):
             finally:
                 remove([temporary])
 
-    def put_if_absent(self, items: Mapping[str, Content]) -> set[str]:
+    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
         paths = {key: self._path(key) for key in items}
         temporaries = {key: self._temporary() for key in items}
 

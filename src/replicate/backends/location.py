@@ -11,6 +11,7 @@ from pathlib import Path
 
 from replicate.backends.base import Backend
 from replicate.backends.local import LocalBackend
+from replicate.config import cloud_settings
 from replicate.errors import ConfigError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(.*)", re.DOTALL)
@@ -29,10 +30,9 @@ def open_backend(location: str, *, relative_to: Path) -> Backend:
     if scheme == "file":
         return _local(rest, relative_to)
     if scheme in _CLOUD:
-        raise ConfigError(
-            f"this version reads local repositories only, not {location!r}",
-            hint="Use a path, such as one on a disk that your machines share.",
-        )
+        from replicate.backends.cloud import CloudBackend  # 22 ms that a local repository saves
+
+        return CloudBackend(location, cloud_settings())
     raise ConfigError(
         f"unknown kind of repository: {location!r}",
         hint=f"Use a path, file://, {', '.join(f'{name}://' for name in _CLOUD)}.",

@@ -42,11 +42,11 @@ class MemoryBackend(Backend):
         with self._lock:
             self._objects[validate_key(key)] = self._object(content)
 
-    def put_if_absent(self, items: Mapping[str, Content]) -> set[str]:
+    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
         with self._lock:
             created = {key for key in items if validate_key(key) not in self._objects}
-            for key, content in items.items():
-                held = content if key in created else self._objects[key].content
+            for key in items:
+                held = items[key] if key in created else self._objects[key].content
                 self._objects[key] = self._object(held)
             return created
 

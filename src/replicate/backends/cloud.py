@@ -1,0 +1,286 @@
+"""The storage contract on a bucket: one object per key below a root, and no server of our own.
+
+Knows requests, and what each kind of storage does differently. Knows nothing of what the keys are
+for. Hidden objects in the root, which no key can name, are its own: `.condemned` (see that
+module), `.clock` to learn the storage's time, and `.touch/<token>` while an object is touched.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from math import floor
+from threading import Lock
+from typing import Any
+from uuid import uuid4
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+
+from replicate.backends.base import (
+    MAX_KEY_LENGTH,
+    Backend,
+    Content,
+    Stat,
+    is_component,
+    validate_key,
+    validate_prefix,
+)
+from replicate.backends.condemned import Condemned, Sentence
+from replicate.backends.failures import (
+    explained,
+    is_past_the_end,
+    is_refused_copy,
+)
+from replicate.backends.files import several
+from replicate.backends.stores import Stores, connect, parse_location
+from replicate.config import CloudSettings
+from replicate.errors import KeyNotFoundError, StorageError
+
+#: How many requests are under way at once; how many bytes they carry at most is this times 16 MiB.
+THREADS = 16
+#: Larger contents are asked for before they are sent: an answer costs less than a useless upload.
+ASK_FIRST = 64 << 10
+#: A bulk delete takes so many keys at most.
+_BATCH = 1000
+#: For how long an answer to "what time is it" is good (seconds).
+_CLOCK_GOOD_FOR = 300.0
+_CLOCK_KEY = ".clock"
+
+
+class CloudBackend(Backend):
+    """A root in a bucket of S3, Google Cloud Storage or Azure, or of what speaks like one.
+
+    Opening one asks nothing of the network. Times are whole seconds of the storage's clock.
+    """
+
+    remote = True
+
+    def __init__(self, url: str, settings: CloudSettings) -> None:
+        parse_location(url)
+        self.url = url
+        self._settings = settings
+        self._lock = Lock()
+        self._connected: tuple[int, Stores] | None = None
+        self._condemned = Condemned(self._stores, url, self.clock)
+        self._known: Sentence | None = None
+        self._copies_onto_itself = True
+        # The storage's time minus the monotonic clock's, and when that was asked.
+        self._offset: tuple[float, float] | None = None
+
+    def _stores(self) -> Stores:
+        with self._lock:
+            if self._connected is None or self._connected[0] != os.getpid():
+                with explained("open", self.url):
+                    self._connected = os.getpid(), connect(self.url, self._settings)
+            return self._connected[1]
+
+    # Reading
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        validate_key(key)
+        if length == 0:
+            return self._nothing_of(key)
+        options: Any = {}
+        if length is not None:
+            options = {"range": (start, start + length)}
+        elif start:
+            options = {"range": {"offset": start}}
+        store = self._stores().for_size(length)
+        with explained("read", self.url, key):
+            try:
+                return obstore.get(store, key, options=options).bytes().to_bytes()
+            except (BaseError, ValueError) as error:
+                if is_past_the_end(error):
+                    return b""
+                raise
+
+    def _nothing_of(self, key: str) -> bytes:
+        """No bytes, of a key that is there."""
+        if self.stat(key) is None:
+            raise KeyNotFoundError(f"no {key} in {self.url}")
+        return b""
+
+    def stat(self, key: str) -> Stat | None:
+        return self._head(validate_key(key))
+
+    def _head(self, key: str) -> Stat | None:
+        try:
+            with explained("read", self.url, key):
+                return _stat(key, obstore.head(self._stores().quick, key))
+        except KeyNotFoundError:
+            return None
+
+    def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
+        validate_prefix(prefix, after)
+        return self._list(prefix, after)
+
+    def _list(self, prefix: str, after: str) -> Iterator[Stat]:
+        with explained("list", self.url, prefix):
+            pages = obstore.list(
+                self._stores().quick, prefix or None, offset=after or None, chunk_size=1000
+            )
+            for page in pages:
+                for meta in page:
+                    key = meta["path"]
+                    if key > after and _is_key(key):
+                        yield _stat(key, meta)
+
+    # Writing
+
+    def put(self, key: str, content: Content) -> None:
+        validate_key(key)
+        self._safely([key], lambda: self._put(key, content))
+
+    def append(self, key: str, existing: Content, added: Content) -> None:
+        self.put(key, b"".join((existing, added)))
+
+    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
+        for key in items:
+            validate_key(key)
+        created: set[str] = set()
+
+        def create(key: str) -> None:
+            if self._create(key, items, fresh):
+                created.add(key)
+
+        self._safely(items, lambda: several(create, items, threads=THREADS))
+        return created
+
+    def _safely(self, keys: Collection[str], write: Callable[[], object]) -> None:
+        """Write `keys`, so that no collector that judged them by their time before deletes one."""
+        if not keys:
+            return
+        known = self._known or self._condemned.read()
+        while True:
+            write()
+            now = self._condemned.read()
+            if now.version == known.version and now.keys.isdisjoint(keys):
+                break
+            known = self._condemned.wait(keys)
+        self._known = known
+
+    def _put(self, key: str, content: Content) -> None:
+        with explained("write", self.url, key):
+            obstore.put(self._stores().for_size(len(content)), key, _plain(content))
+
+    def _create(self, key: str, items: Mapping[str, Content], fresh: float) -> bool:
+        """`key` is there and fresh; True when this call created it."""
+        # Contents that are at hand and small are sent without a question.
+        ask = not isinstance(items, dict) or len(items[key]) > ASK_FIRST
+        while True:
+            found = self._head(key) if ask else None
+            if found is None and self._put_new(key, items[key]):
+                return True
+            if fresh and (found := found or self._head(key)) and self._is_fresh(found, fresh):
+                return False
+            if self._touch(key):
+                return False
+
+    def _is_fresh(self, found: Stat, fresh: float) -> bool:
+        return self.clock() - found.modified < fresh
+
+    def _put_new(self, key: str, content: Content) -> bool:
+        store = self._stores().for_size(len(content))
+        with explained("write", self.url, key):
+            try:
+                obstore.put(store, key, _plain(content), mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def _touch(self, key: str) -> bool:
+        """True if `key` is there, and modified now with the content that it has."""
+        try:
+            with explained("touch", self.url, key):
+                if self._copies_onto_itself:
+                    try:
+                        obstore.copy(self._stores().quick, key, key)
+                        return True
+                    except BaseError as error:
+                        if not is_refused_copy(error):
+                            raise
+                        self._copies_onto_itself = False
+                self._copy_there_and_back(key)
+        except KeyNotFoundError:
+            return False
+        return True
+
+    def _copy_there_and_back(self, key: str) -> None:
+        """Touch where a storage refuses to copy an object onto itself, with no byte sent."""
+        store, aside = self._stores().quick, f".touch/{uuid4().hex}"
+        obstore.copy(store, key, aside)
+        try:
+            obstore.copy(store, aside, key)
+        finally:
+            with suppress(FileNotFoundError):
+                obstore.delete(store, aside)
+
+    # Deleting
+
+    def delete(self, keys: Iterable[str], unless_modified_since: float | None = None) -> set[str]:
+        wanted = sorted({validate_key(key) for key in keys})
+        gone: set[str] = set()
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            if unless_modified_since is None:
+                gone |= self._remove(self._existing(batch, float("inf")))
+            elif old := self._existing(batch, unless_modified_since):
+                gone |= self._collect(old, unless_modified_since)
+        return gone
+
+    def _collect(self, keys: list[str], limit: float) -> set[str]:  # type: ignore[valid-type]
+        with self._condemned.judging(keys) as has_time:
+            old = self._existing(keys, limit)
+            if not has_time():
+                raise StorageError(f"cannot delete in {self.url}: the storage is too slow")
+            return self._remove(old, once=True)
+
+    def _existing(self, keys: Iterable[str], limit: float) -> Any:
+        """Those of `keys` that are there and were modified before `limit`."""
+        found = several(self._head, keys, threads=THREADS)
+        return [stat.key for stat in found if stat is not None and stat.modified < limit]
+
+    def _remove(self, keys: Any, once: bool = False) -> set[str]:
+        """None of `keys` is there any longer."""
+        if keys:
+            stores = self._stores()
+            with explained("delete in", self.url), suppress(FileNotFoundError):
+                obstore.delete(stores.once if once else stores.quick, keys)
+        return set(keys)
+
+    # Time
+
+    def clock(self) -> float:
+        """The storage's time in whole seconds; never ahead of it, and behind by a second or two.
+
+        Whoever may not write there is told this machine's.
+        """
+        if self._offset is None or time.monotonic() - self._offset[1] > _CLOCK_GOOD_FOR:
+            try:
+                with explained("write", self.url, _CLOCK_KEY):
+                    obstore.put(self._stores().quick, _CLOCK_KEY, b"", use_multipart=False)
+                found = self._head(_CLOCK_KEY)
+            except StorageError:
+                found = None
+            now = time.monotonic()
+            self._offset = ((found.modified if found else time.time()) - now, now)
+        return floor(time.monotonic() + self._offset[0])
+
+
+def _plain(content: Content) -> Content:
+    """One dimension of bytes, as obstore wants it."""
+    return content.cast("B") if isinstance(content, memoryview) else content
+
+
+def _is_key(path: str) -> bool:
+    """Whether this can be a key: what is hidden, or of somebody else, cannot."""
+    return len(path) <= MAX_KEY_LENGTH and all(map(is_component, path.split("/")))
+
+
+def _stat(key: str, meta: Any) -> Stat:
+    """Times are cut to whole seconds: listings tell more than that, and single looks do not."""
+    modified = floor(meta["last_modified"].timestamp())
+    return Stat(key, meta["size"], modified, meta["e_tag"] or f"{meta['size']}-{modified}")

@@ -1,0 +1,119 @@
+"""A location such as `s3://bucket/root` as obstore's connection to it.
+
+Knows credentials, endpoints, retries and time limits. Nothing is asked of the network here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from obstore.store import AzureStore, GCSStore, S3Store
+
+from replicate.config import CloudSettings
+from replicate.errors import ConfigError, StorageError
+
+Store = S3Store | GCSStore | AzureStore
+
+_LOCATION = re.compile(r"(s3|gs|az)://([^/?#@\s]+)(?:/([^?#\s]*))?")
+_ROOT = re.compile(r"[A-Za-z0-9_.\-=+/]*")
+#: A failed request is repeated with growing, random pauses for as long as this. Then it is the
+#: caller's: a recorder goes on for hours, a person wants to know.
+_RETRIES: Any = {
+    "max_retries": 8,
+    "retry_timeout": timedelta(seconds=15),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=200),
+        "max_backoff": timedelta(seconds=4),
+        "base": 2,
+    },
+}
+_CONNECT = timedelta(seconds=5)
+#: For a request that carries little, and for one that carries up to 16 MiB over a slow line.
+_QUICK, _BULK = timedelta(seconds=30), timedelta(minutes=10)
+#: How much is little (bytes).
+SMALL = 1 << 20
+
+#: The process that first used obstore: its threads do not exist in a child that was forked off.
+_first_user: list[int] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """One place through connections for different uses: `quick` for what is small, `bulk` for what
+    is large, and `once` for what must not be repeated after its time limit."""
+
+    quick: Store
+    bulk: Store
+    once: Store
+
+    def for_size(self, size: int | None) -> Store:
+        return self.quick if size is not None and size <= SMALL else self.bulk
+
+
+def parse_location(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket and root (without slashes at its ends) of a bucket's URL, or ConfigError."""
+    match = _LOCATION.fullmatch(url)
+    root = (match[3] or "").strip("/") if match else ""
+    parts = root.split("/") if root else []
+    if match is None or not _ROOT.fullmatch(root) or any(p in ("", ".", "..") for p in parts):
+        raise ConfigError(
+            f"not a bucket's location: {_without_secrets(url)!r}",
+            hint="Write it as s3://bucket/root; credentials belong into the environment.",
+        )
+    return match[1], match[2], root
+
+
+def _without_secrets(url: str) -> str:
+    """The URL without what may be a password before @ or a signature after ?."""
+    return re.sub(r"//[^/]*@", "//…@", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
+
+
+def connect(url: str, settings: CloudSettings) -> Stores:
+    """Connections to the place at `url`. Raises StorageError in a forked child."""
+    _refuse_forks()
+    scheme, bucket, root = parse_location(url)
+    open_store = {"s3": _s3, "gs": _gcs, "az": _azure}[scheme]
+
+    def store(timeout: timedelta, retries: Any) -> Store:
+        client = {"timeout": timeout, "connect_timeout": _CONNECT}
+        return open_store(bucket, root or None, settings, client, retries)
+
+    return Stores(
+        quick=store(_QUICK, _RETRIES),
+        bulk=store(_BULK, _RETRIES),
+        once=store(_QUICK, {"max_retries": 0}),
+    )
+
+
+def _refuse_forks() -> None:
+    if not _first_user:
+        _first_user.append(os.getpid())
+    if _first_user[0] != os.getpid():
+        raise StorageError(
+            "a bucket cannot be used in a process that was forked off one that uses it",
+            hint='Start processes with the method "spawn" or "forkserver".',
+        )
+
+
+def _s3(bucket: str, root: str | None, settings: CloudSettings, client: Any, retries: Any) -> Store:
+    config: Any = {}
+    if settings.s3_endpoint:
+        config["endpoint"] = settings.s3_endpoint
+        client = client | {"allow_http": settings.s3_endpoint.startswith("http://")}
+    return S3Store(bucket, prefix=root, config=config, client_options=client, retry_config=retries)
+
+
+def _gcs(
+    bucket: str, root: str | None, settings: CloudSettings, client: Any, retries: Any
+) -> Store:
+    return GCSStore(bucket, prefix=root, client_options=client, retry_config=retries)
+
+
+def _azure(
+    bucket: str, root: str | None, settings: CloudSettings, client: Any, retries: Any
+) -> Store:
+    return AzureStore(bucket, prefix=root, client_options=client, retry_config=retries)
