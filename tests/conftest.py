@@ -20,6 +20,11 @@ from replicate.model import ExperimentRecord, Status, Stop
 from replicate.project import Project
 from replicate.recorder.client import live_recorders
 from replicate.records import now
+from servers import azurite as azurite
+from servers import gcs as gcs
+from servers import ministack as ministack
+from servers import moto as moto
+from servers import s3_url as s3_url
 
 if os.name == "posix":
     import fcntl

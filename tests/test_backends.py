@@ -23,6 +23,7 @@ from replicate.backends.local import STALE_SECONDS, LocalBackend
 from replicate.backends.location import open_backend
 from replicate.backends.memory import MemoryBackend
 from replicate.errors import ConfigError, DamagedError, KeyNotFoundError, StorageError
+from servers import Server, enter
 
 
 class TestMemory(BackendContract):
@@ -56,6 +57,25 @@ class TestLocalWithoutHardLinks(TestLocal):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
         monkeypatch.setattr(os, "link", refuse)
+
+
+class CloudContract(BackendContract):
+    """The contract on a real server; a subclass says which."""
+
+    def another(self, backend: Backend) -> Backend:
+        return open_backend(backend.url, relative_to=Path())
+
+
+class TestS3OfMoto(CloudContract):
+    @pytest.fixture
+    def backend(self, moto: Server, monkeypatch: pytest.MonkeyPatch) -> Backend:
+        return open_backend(enter(moto, monkeypatch), relative_to=Path())
+
+
+class TestS3OfMinistack(CloudContract):
+    @pytest.fixture
+    def backend(self, ministack: Server, monkeypatch: pytest.MonkeyPatch) -> Backend:
+        return open_backend(enter(ministack, monkeypatch), relative_to=Path())
 
 
 KEYS = st.sampled_from(["a/x", "a/b/y", "a.json", "a-1", "ab", "b"])

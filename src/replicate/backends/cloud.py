@@ -169,7 +169,7 @@ class CloudBackend(Backend):
     def _create(self, key: str, items: Mapping[str, Content], fresh: float) -> bool:
         """`key` is there and fresh; True when this call created it."""
         # Contents that are at hand and small are sent without a question.
-        ask = not isinstance(items, dict) or len(items[key]) > ASK_FIRST
+        ask = type(items) is not dict or len(items[key]) > ASK_FIRST
         while True:
             found = self._head(key) if ask else None
             if found is None and self._put_new(key, items[key]):

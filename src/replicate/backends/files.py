@@ -9,13 +9,17 @@ import errno
 import os
 import stat
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from replicate.backends.base import Content
 from replicate.errors import StorageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,6 +30,8 @@ R = TypeVar("R")
 # 0.94, but waits for everything that other programs have written to the same disk, which beside
 # a training run can be many gigabytes.
 SYNC_THREADS = 8
+#: So many items for each thread are begun before the result of the first is waited for.
+_AHEAD = 8
 # What says that a path names no file; a directory is not one.
 NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -161,10 +167,17 @@ def each(work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS
     except RuntimeError:  # the interpreter is shutting down, as below
         yield from map(work, items)
         return
-
-    with ThreadPoolExecutor(min(threads, len(items))) as pool:
-        try:
-            results = pool.map(work, items)
-        except RuntimeError:  # the interpreter is shutting down, and starts no thread any more
-            results = map(work, items)
-        yield from results
+    pool = ThreadPoolExecutor(min(threads, len(items)))
+    begun: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            try:
+                begun.append(pool.submit(work, item))
+            except RuntimeError:  # the interpreter is shutting down, and starts no thread any more
+                yield from (begun.popleft().result() for _ in range(len(begun)))
+                yield work(item)
+            if len(begun) > _AHEAD * threads:  # what is only begun takes memory
+                yield begun.popleft().result()
+        yield from (begun.popleft().result() for _ in range(len(begun)))
+    finally:
+        pool.shutdown(cancel_futures=True)
