@@ -23,6 +23,11 @@ Nothing here knows of hashes, keys or repositories.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
 from replicate.errors import DamagedError
 
 #: Number of byte planes of each compressed encoding; raw bytes have the suffix "".
@@ -37,6 +42,10 @@ WORTHWHILE = 0.96
 _MAX_WINDOW = 16 << 20
 _SAMPLE = 16 << 10
 _SAMPLES = 3
+#: What is decoded comes in pieces of so many bytes, which 2 and 4 divide.
+PIECE = 256 << 10
+#: From this length on (bytes) it is worth while to import numpy.
+_LONG = 1 << 20
 
 
 def encode(data: bytes | memoryview) -> tuple[str, bytes | memoryview]:
@@ -54,19 +63,34 @@ def encode(data: bytes | memoryview) -> tuple[str, bytes | memoryview]:
     return "", data
 
 
-def decode(suffix: str, payload: bytes | memoryview, size: int) -> bytes:
-    """The `size` bytes that `encode` was given.
+def encode_as(suffix: str, data: bytes) -> bytes:
+    """The bytes of `data` in the encoding that `suffix`, one of `SUFFIXES`, stands for."""
+    return _compress(data, PLANES[suffix]) if suffix else data
 
-    Raises DamagedError when `payload` does not hold exactly that many; a payload that would grow
-    beyond `size` is never expanded further. `suffix` is one of `SUFFIXES`; `size`, which is
-    allocated, has been checked to be a chunk's.
+
+def decode(suffix: str, payload: bytes | memoryview, size: int) -> bytes:
+    """The `size` bytes that `encode` was given. Raises as `pieces` does."""
+    return b"".join(bytes(piece) for piece in pieces(suffix, payload, size))
+
+
+def pieces(suffix: str, payload: bytes | memoryview, size: int) -> Iterator[memoryview]:
+    """The `size` bytes that `encode` was given, in turn. Each piece is valid until the next one, or
+    until this thread decodes something else.
+
+    Raises DamagedError, before the first of them, when `payload` does not hold exactly that many; a
+    payload that would grow beyond `size` is never expanded further. `suffix` is one of `SUFFIXES`;
+    `size`, for which memory is kept as long as the thread lives, has been checked to be a chunk's.
     """
     if suffix == "":
         if len(payload) != size:
             raise DamagedError(f"a chunk should have {size} bytes but {len(payload)} are stored")
-        return bytes(payload)
-    planes = _decompress(payload, size)
-    return planes if PLANES[suffix] == 1 else _interleave(planes, PLANES[suffix])
+        joined = memoryview(payload)
+    else:
+        joined = _decompress(payload, size)
+    if PLANES.get(suffix, 1) > 1:
+        yield from _interleaved(joined, PLANES[suffix])
+    else:
+        yield from (joined[start : start + PIECE] for start in range(0, size, PIECE))
 
 
 def _sample(data: bytes | memoryview) -> bytes:
@@ -88,29 +112,60 @@ def _compress(data: bytes | memoryview, planes: int) -> bytes:
     return b"".join(compressor.compress(whole[i::planes]) for i in range(planes))
 
 
-def _decompress(payload: bytes | memoryview, size: int) -> bytes:
-    """All frames of `payload` expanded and joined, `size` bytes of them."""
+class _Scratch(threading.local):
+    """Memory of one thread, used again and again: to get new memory can take longer than to fill
+    it."""
+
+    def __init__(self) -> None:
+        self.planes = bytearray()
+        self.piece = bytearray(PIECE)
+
+
+_scratch = _Scratch()
+
+
+def _decompress(payload: bytes | memoryview, size: int) -> memoryview:
+    """All frames of `payload` expanded and joined, `size` bytes, in this thread's memory."""
     import zstandard
 
+    if len(_scratch.planes) <= size:
+        _scratch.planes = bytearray(size + 1)
+    # One byte more than there should be tells a longer payload from a right one. What a frame
+    # says of its own length is not believed.
+    into, done = memoryview(_scratch.planes)[: size + 1], 0
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     reader = decompressor.stream_reader(payload, read_across_frames=True)
     try:
-        # One byte more than there should be tells a longer payload from a right one. What a frame
-        # says of its own length is not believed.
-        data = reader.read(size + 1)
+        while done <= size and (read := reader.readinto(into[done:])):
+            done += read
     except zstandard.ZstdError as error:
         raise DamagedError(f"a compressed chunk cannot be read: {error}") from error
-    if len(data) != size:
-        held = f"only {len(data)}" if len(data) < size else "more"
+    if done != size:
+        held = f"only {done}" if done < size else "more"
         raise DamagedError(f"a compressed chunk should hold {size} bytes but holds {held}")
-    return data
+    return into[:size]
 
 
-def _interleave(planes: bytes, count: int) -> bytes:
-    out = bytearray(len(planes))
-    start = 0
-    for i in range(count):
-        end = start + len(range(i, len(out), count))
-        out[i::count] = planes[start:end]
-        start = end
-    return bytes(out)
+def _interleaved(planes: memoryview, count: int) -> Iterator[memoryview]:
+    """The bytes whose planes these are, a piece at a time, which a processor's cache can hold."""
+    size, whole = len(planes), memoryview(_scratch.piece)
+    starts = list(accumulate((len(range(i, size, count)) for i in range(count)), initial=0))
+    source, piece = _arrays(planes, _scratch.piece)
+    for done in range(0, size, PIECE):
+        length = min(PIECE, size - done)
+        for i in range(min(count, length)):
+            start = starts[i] + done // count
+            piece[i:length:count] = source[start : start + len(range(i, length, count))]
+        yield whole[:length]
+
+
+def _arrays(planes: memoryview, piece: bytearray) -> tuple[Any, Any]:
+    """Both as arrays of numpy where there is a numpy: other threads can run while it copies."""
+    if len(planes) >= _LONG:
+        try:
+            import numpy  # 70 ms, which only those who read long chunks have to pay
+
+            return numpy.frombuffer(planes, numpy.uint8), numpy.frombuffer(piece, numpy.uint8)
+        except ImportError:
+            pass
+    return planes, piece

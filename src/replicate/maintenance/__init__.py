@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replicate.maintenance.gc import Collected, collect
+    from replicate.maintenance.merge import Merge, Outcome
     from replicate.maintenance.presence import announced
     from replicate.maintenance.references import Holder, objects_of
     from replicate.maintenance.removal import (
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         plan_removal,
         remove,
     )
+    from replicate.maintenance.transfers import Transferred, refuse_same, transfer
     from replicate.maintenance.usage import ExperimentUsage, Usage, measure
     from replicate.maintenance.verify import Damage, Progress, Verification, check, silent
 
@@ -25,9 +27,12 @@ __all__ = [
     "Damage",
     "ExperimentUsage",
     "Holder",
+    "Merge",
+    "Outcome",
     "Progress",
     "RemovalPlan",
     "Removed",
+    "Transferred",
     "Usage",
     "Verification",
     "announced",
@@ -37,15 +42,19 @@ __all__ = [
     "measure",
     "objects_of",
     "plan_removal",
+    "refuse_same",
     "remove",
     "silent",
+    "transfer",
 ]
 
 _HOMES = {
     "gc": ("Collected", "collect"),
+    "merge": ("Merge", "Outcome"),
     "presence": ("announced",),
     "references": ("Holder", "objects_of"),
     "removal": ("RemovalPlan", "Removed", "delete_experiments", "plan_removal", "remove"),
+    "transfers": ("Transferred", "refuse_same", "transfer"),
     "usage": ("ExperimentUsage", "Usage", "measure"),
     "verify": ("Damage", "Progress", "Verification", "check", "silent"),
 }

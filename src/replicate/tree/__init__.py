@@ -2,7 +2,15 @@
 goes from files to a tree, `checkout` from a tree to files."""
 
 from replicate.tree.checkout import Staged, reader, same_file, stage
-from replicate.tree.manifest import Entry, Tree, decode_tree, encode_tree, read_tree, validate
+from replicate.tree.manifest import (
+    Entry,
+    Tree,
+    decode_tree,
+    encode_tree,
+    read_manifest,
+    read_tree,
+    validate,
+)
 from replicate.tree.reading import open_entry
 from replicate.tree.snapshot import Listing, Selected, Source, add_tree, relative, select
 
@@ -17,6 +25,7 @@ __all__ = [
     "decode_tree",
     "encode_tree",
     "open_entry",
+    "read_manifest",
     "read_tree",
     "reader",
     "relative",

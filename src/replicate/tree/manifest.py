@@ -123,6 +123,12 @@ def _hash(value: Any) -> str:
 
 def read_tree(backend: Backend, hash: str) -> Tree:
     """The tree named `hash`. Raises DamagedError naming the key when it is missing or altered."""
+    return read_manifest(backend, hash)[1]
+
+
+def read_manifest(backend: Backend, hash: str) -> tuple[bytes, Tree]:
+    """The bytes of the tree named `hash`, verified, and the tree. Raises like `read_tree`, and
+    UnsafeTreeError."""
     key = tree_key(_hash(hash))
     name = f"{backend.url}/{key}"
     try:
@@ -131,7 +137,7 @@ def read_tree(backend: Backend, hash: str) -> Tree:
         raise DamagedError(f"{name} is missing") from None
     if hash_of(data) != hash:
         raise DamagedError(f"{name} is damaged: its bytes do not match its name")
-    return decode_tree(data, name)
+    return data, decode_tree(data, name)
 
 
 def validate(tree: Tree) -> None:

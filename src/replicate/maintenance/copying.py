@@ -1,0 +1,232 @@
+"""Trees and blobs of one repository brought into another: only what is missing there is read, each
+is verified before it is written, and what is there already is touched, as by every writer.
+
+It knows encodings, and how much goes on at once. It knows nothing of experiments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby, islice
+from threading import Lock
+
+from replicate import compression
+from replicate.backends.base import Backend, Content, Stat
+from replicate.backends.files import several
+from replicate.blobs import FRESH, Recent, blob_key, read_stored, tree_key
+from replicate.compression import SUFFIXES
+from replicate.errors import DamagedError, UnsafeTreeError
+from replicate.maintenance.references import Reference, each, object_of
+from replicate.repository import Repository
+from replicate.tree import Tree, read_manifest
+
+#: So many trees are brought at a time, so many portions of their blobs at once, and in each of them
+#: at most so many blobs, and bytes but for the last blob: bounds memory, and hides waiting.
+_TREES, _PORTIONS, _BLOBS, _BYTES = 64, 4, 32, 4 << 20
+#: A listing that has passed so many keys in vain is begun anew further on: what one request yields.
+_PAGE = 1000
+
+
+class Objects:
+    """Brings trees, with their blobs, from `source` to `target`. For use by several threads."""
+
+    def __init__(
+        self,
+        source: Repository,
+        target: Repository,
+        *,
+        compress: bool,
+        dry_run: bool,
+        count: Callable[[int], None],
+    ) -> None:
+        """With `dry_run` nothing is written, and what would be is counted, uncompressed. `count` is
+        told now and again how many blobs were looked at."""
+        self._source = source
+        self._target = target.backend
+        self._compress = compress
+        self._dry_run = dry_run
+        self._count = count
+        self._looked_at = 0
+        self._recent = Recent()
+        self._counting = Lock()
+        #: What was written: trees and blobs, and their bytes.
+        self.objects = 0
+        self.bytes = 0
+
+    def bring(self, references: Collection[Reference]) -> list[str]:
+        """All that these trees consist of is durable in the target and was touched there so lately
+        that no collector takes it before something refers to it. Returns a sentence for each that
+        cannot be read in the source. Raises StorageError."""
+        while True:
+            began = time.time()
+            problems: dict[str, None] = {}
+            for some in _groups(references, _TREES):
+                self._bring(some, problems)
+            # A pass that took longer is made once more: what it stored first may be old by now.
+            if self._dry_run or 0 <= time.time() - began < FRESH:
+                return list(problems)
+
+    def _bring(self, references: Sequence[Reference], problems: dict[str, None]) -> None:
+        manifests: dict[str, bytes] = {}
+        blobs: dict[str, int] = {}
+        for reference, found in zip(
+            references, each(self._source, self._read, references), strict=True
+        ):
+            if isinstance(found, str):
+                problems[found] = None
+                continue
+            data, tree = found
+            manifests[tree_key(reference.tree)] = data
+            blobs |= {hash: size for entry in tree.entries for hash, size in entry.blobs}
+        wanted = {h: s for h, s in blobs.items() if self._recent.find(blob_key(h)) is None}
+        places = self._places(wanted)
+        portions = _portions(wanted.items())
+        while window := list(islice(portions, _PORTIONS)):
+            for lost in several(partial(self._bring_blobs, places), window, _PORTIONS):
+                problems |= dict.fromkeys(lost)
+            self._looked_at += sum(map(len, window))
+            self._count(self._looked_at)
+        self._store(manifests)
+
+    def _read(self, reference: Reference) -> tuple[bytes, Tree] | str:
+        """A manifest and its tree, or why they cannot be had."""
+        try:
+            return read_manifest(self._source.backend, reference.tree)
+        except (DamagedError, UnsafeTreeError) as error:
+            return error.message
+
+    # ------------------------------------------------------------ blobs
+
+    def _bring_blobs(
+        self, places: Mapping[str, str], blobs: Sequence[tuple[str, int]]
+    ) -> list[str]:
+        """Store blobs, or touch them at their `places`. Returns why those that are lost are."""
+        absent = [(hash, size) for hash, size in blobs if hash not in places]
+        if self._dry_run:
+            self._add(len(absent), sum(size for _, size in absent))
+            return []
+        loaded = several(lambda blob: self._attempt(*blob), absent)
+        contents = _Contents(dict(found for found in loaded if not isinstance(found, str)))
+        for hash, size in blobs:
+            if hash in places:
+                contents.later[places[hash]] = partial(self._again, hash, size, places[hash])
+        self._store(contents)
+        return [found for found in loaded if isinstance(found, str)]
+
+    def _attempt(self, hash: str, size: int) -> tuple[str, Content] | str:
+        """The key and the bytes of a blob as the target stores it, or why it cannot be had."""
+        try:
+            suffix, payload, data = read_stored(self._source.backend, hash, size)
+        except DamagedError as error:
+            return error.message
+        if not self._compress:
+            return blob_key(hash), data
+        if suffix:
+            return blob_key(hash, suffix), payload
+        suffix, content = compression.encode(data)
+        return blob_key(hash, suffix), content
+
+    def _again(self, hash: str, size: int, key: str) -> Content:
+        """The bytes of a blob that has gone from the target since we looked."""
+        suffix = key.removeprefix(blob_key(hash))
+        stored, payload, data = read_stored(self._source.backend, hash, size)
+        return payload if stored == suffix else compression.encode_as(suffix, data)
+
+    def _store(self, contents: Mapping[str, Content]) -> None:
+        """Write what is absent, touch what is there, and take note of it."""
+        if self._dry_run:
+            stats = [self._target.stat(key) for key in contents]
+            absent = [key for key, stat in zip(contents, stats, strict=True) if stat is None]
+            self._add(len(absent), sum(len(contents[key]) for key in absent))
+            return
+        sent = time.time()
+        created = self._target.put_if_absent(contents)
+        self._recent.add((object_of(key) or key for key in contents), "", sent)
+        self._add(len(created), sum(len(contents[key]) for key in created))
+
+    def _add(self, objects: int, size: int) -> None:
+        with self._counting:
+            self.objects += objects
+            self.bytes += size
+
+    # ------------------------------------------------------------ what is there
+
+    def _places(self, hashes: Iterable[str]) -> dict[str, str]:
+        """Under which key the target has each of these blobs that it has, in any encoding."""
+        names = sorted(hashes)
+        if not self._target.remote:
+            return {hash: key for hash in names if (key := self._place(hash)) is not None}
+        shards = [list(shard) for _, shard in groupby(names, key=lambda hash: hash[:2])]
+        found = several(partial(_scan, self._target), shards)
+        return {hash: key for places in found for hash, key in places.items()}
+
+    def _place(self, hash: str) -> str | None:
+        keys = (blob_key(hash, suffix) for suffix in SUFFIXES)
+        return next((key for key in keys if self._target.stat(key) is not None), None)
+
+
+def _scan(backend: Backend, hashes: Sequence[str]) -> dict[str, str]:
+    """The keys of those of these blobs of one shard that are stored: never more requests than it
+    has blobs, nor than list the whole shard."""
+    found: dict[str, str] = {}
+    shard = f"blobs/{hashes[0][:2]}/"
+    stats: Iterator[Stat] = iter(())
+    passed, current = _PAGE, None
+    for hash in hashes:
+        name = blob_key(hash)
+        while current is None or current.key < name:
+            if passed >= _PAGE:
+                # All but the last digit sorts before the whole, and before little else.
+                stats, passed = backend.list(shard, after=name[:-1]), 0
+            current = next(stats, None)
+            passed += 1
+            if current is None:
+                return found
+        while current is not None and current.key.startswith(name):
+            if object_of(current.key) == name:
+                found.setdefault(hash, current.key)
+            current, passed = next(stats, None), 0
+        if current is None:
+            return found
+    return found
+
+
+class _Contents(Mapping[str, Content]):
+    """Contents by their keys; those of `later` are only read when they are asked for."""
+
+    def __init__(self, read: Mapping[str, Content]) -> None:
+        self._read = dict(read)
+        self.later: dict[str, Callable[[], Content]] = {}
+
+    def __getitem__(self, key: str) -> Content:
+        if key not in self._read:
+            self._read[key] = self.later[key]()
+        return self._read[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*dict.fromkeys([*self._read, *self.later])])
+
+    def __len__(self) -> int:
+        return len(self._read.keys() | self.later.keys())
+
+
+def _groups(items: Iterable[Reference], size: int) -> Iterator[list[Reference]]:
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
+
+
+def _portions(blobs: Iterable[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+    """Blobs in portions that are worth a thread, and fit in memory."""
+    portion: list[tuple[str, int]] = []
+    total = 0
+    for hash, size in blobs:
+        portion.append((hash, size))
+        total += size
+        if total >= _BYTES or len(portion) == _BLOBS:
+            yield portion
+            portion, total = [], 0
+    if portion:
+        yield portion
