@@ -42,10 +42,19 @@ def known(backend: Backend, key: str) -> Stat:
 
 def next_tick(backend: Backend) -> float:
     """A time of the backend's clock after everything that has happened to it so far."""
-    start = backend.clock()
-    while (now := backend.clock()) <= start:
+    tell = partial(_exact_time, backend) if backend.remote else backend.clock
+    start = tell()
+    while (now := tell()) <= start:
         pass
     return now
+
+
+def _exact_time(backend: Backend) -> float:
+    """By what is written now: the clock of a bucket may be a second behind."""
+    backend.put("now", b"")
+    found = known(backend, "now")
+    backend.delete(["now"])
+    return found.modified
 
 
 def in_parallel(*work: Callable[[], object]) -> list[object]:
@@ -165,6 +174,22 @@ class BackendContract:
         assert [backend.get(key) for key in ("a/1", "a/2", "b")] == [b"old", b"new", b"new"]
         assert backend.put_if_absent({"a/1": b"newer", "a/2": b"newer"}) == set()
 
+    def test_put_if_absent_does_not_ask_for_the_content_of_what_exists(
+        self, backend: Backend
+    ) -> None:
+        asked: list[str] = []
+
+        class Contents(dict[str, bytes]):
+            def __getitem__(self, key: str) -> bytes:
+                asked.append(key)
+                return super().__getitem__(key)
+
+        backend.put_if_absent({"a": b"old"})
+        since = next_tick(backend)
+        assert backend.put_if_absent(Contents(a=b"", b=b"new")) == {"b"}
+        assert set(asked) == {"b"}
+        assert backend.get("a") == b"old" and known(backend, "a").modified >= since
+
     def test_put_if_absent_touches_what_exists(self, backend: Backend) -> None:
         backend.put_if_absent({"a": b"x", "b": b"x"})
         before = next_tick(backend)
@@ -174,7 +199,7 @@ class BackendContract:
     def test_of_many_writers_of_a_key_exactly_one_creates_it(self, backend: Backend) -> None:
         contents = [bytes([i]) * 5000 for i in range(32)]
         handles = [self.another(backend) for _ in contents]
-        for key in (f"race/{number}" for number in range(12)):
+        for key in (f"race/{number}" for number in range(3 if backend.remote else 12)):
             items = [{key: content} for content in contents]
             results = in_parallel(*map(partial, [h.put_if_absent for h in handles], items))
             winners = [i for i, created in enumerate(results) if created == {key}]
@@ -184,7 +209,8 @@ class BackendContract:
     def test_a_batch_of_many_keys(self, backend: Backend) -> None:
         batch = {f"blobs/{i % 256:02x}/{i:08x}": b"%d" % i for i in range(300)}
         assert backend.put_if_absent(batch) == set(batch)
-        assert {key: self.another(backend).get(key) for key in keys(backend)} == batch
+        reader = self.another(backend)
+        assert {key: reader.get(key) for key in keys(backend)} == batch
 
     def test_append_adds(self, backend: Backend) -> None:
         backend.append("j/1", b"", b"one\n")
@@ -257,7 +283,7 @@ class BackendContract:
                 handle.put_if_absent({key: b"x"})
                 assert handle.get(key) == b"x"
 
-        for _ in range(12):
+        for _ in range(3 if backend.remote else 12):
             backend.put_if_absent(dict.fromkeys(names, b"x"))
             since = next_tick(backend)
             collect = [partial(self.another(backend).delete, names, since) for _ in range(2)]

@@ -59,8 +59,8 @@ class CloudBackend(Backend):
     remote = True
 
     def __init__(self, url: str, settings: CloudSettings) -> None:
-        parse_location(url)
-        self.url = url
+        scheme, bucket, root = parse_location(url)
+        self.url = "/".join(filter(None, (f"{scheme}://{bucket}", root)))
         self._settings = settings
         self._lock = Lock()
         self._connected: tuple[int, Stores] | None = None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 from obstore.store import AzureStore, GCSStore, S3Store
@@ -41,14 +42,24 @@ SMALL = 1 << 20
 _first_user: list[int] = []
 
 
-@dataclass(frozen=True, slots=True)
 class Stores:
     """One place through connections for different uses: `quick` for what is small, `bulk` for what
-    is large, and `once` for what must not be repeated after its time limit."""
+    is large, and `once` for what must not be repeated. Each is made when it is first used."""
 
-    quick: Store
-    bulk: Store
-    once: Store
+    def __init__(self, connect: Callable[[timedelta, Any], Store]) -> None:
+        self._connect = connect
+
+    @cached_property
+    def quick(self) -> Store:
+        return self._connect(_QUICK, _RETRIES)
+
+    @cached_property
+    def bulk(self) -> Store:
+        return self._connect(_BULK, _RETRIES)
+
+    @cached_property
+    def once(self) -> Store:
+        return self._connect(_QUICK, {"max_retries": 0})
 
     def for_size(self, size: int | None) -> Store:
         return self.quick if size is not None and size <= SMALL else self.bulk
@@ -57,7 +68,7 @@ class Stores:
 def parse_location(url: str) -> tuple[str, str, str]:
     """Scheme, bucket and root (without slashes at its ends) of a bucket's URL, or ConfigError."""
     match = _LOCATION.fullmatch(url)
-    root = (match[3] or "").strip("/") if match else ""
+    root = (match[3] or "").removesuffix("/") if match else ""
     parts = root.split("/") if root else []
     if match is None or not _ROOT.fullmatch(root) or any(p in ("", ".", "..") for p in parts):
         raise ConfigError(
@@ -82,11 +93,7 @@ def connect(url: str, settings: CloudSettings) -> Stores:
         client = {"timeout": timeout, "connect_timeout": _CONNECT}
         return open_store(bucket, root or None, settings, client, retries)
 
-    return Stores(
-        quick=store(_QUICK, _RETRIES),
-        bulk=store(_BULK, _RETRIES),
-        once=store(_QUICK, {"max_retries": 0}),
-    )
+    return Stores(store)
 
 
 def _refuse_forks() -> None:
