@@ -7,9 +7,11 @@ import contextlib
 import random
 import re
 import struct
+import sys
 import textwrap
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicate import compression
-from replicate.compression import PLANES, decode, encode
+from replicate.compression import PIECE, PLANES, decode, encode, pieces
 from replicate.errors import DamagedError
 
 COMPRESSED = st.sampled_from(sorted(PLANES))
@@ -57,6 +59,29 @@ def test_a_length_that_the_planes_do_not_divide_comes_out_whole(extra: int) -> N
     suffix, payload = encode(data)
     assert suffix == ".p4.zst"
     assert decode(suffix, payload, len(data)) == data
+
+
+@pytest.mark.parametrize("with_numpy", [True, False])
+@pytest.mark.parametrize("suffix", sorted(PLANES))
+@pytest.mark.parametrize("extra", [-1, 0, 1, 3])
+def test_long_chunks_are_decoded_piece_by_piece_with_numpy_and_without(
+    monkeypatch: pytest.MonkeyPatch, suffix: str, extra: int, with_numpy: bool
+) -> None:
+    if not with_numpy:
+        monkeypatch.setitem(sys.modules, "numpy", None)
+    for size in (PIECE + extra, 5 * PIECE + extra):
+        data = random.Random(size).randbytes(size)
+        found = [bytes(piece) for piece in pieces(suffix, by_definition(suffix, data), size)]
+        assert b"".join(found) == data
+        assert max(map(len, found)) <= PIECE
+
+
+def test_several_threads_decode_at_once_each_in_its_own_memory() -> None:
+    several = [weights(400_000 + i) for i in range(8)]
+    encoded = [encode(data) for data in several]
+    with ThreadPoolExecutor(4) as pool:
+        decoded = pool.map(lambda e, data: decode(*e, len(data)), encoded, several)
+        assert list(decoded) == several
 
 
 @pytest.mark.parametrize(

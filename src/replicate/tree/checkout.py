@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,7 +18,7 @@ from typing import Self
 from blake3 import blake3
 
 from replicate.backends.base import Backend
-from replicate.backends.files import several
+from replicate.backends.files import each
 from replicate.blobs import copy_blob, read_blobs
 from replicate.errors import StorageError, UnsafeTreeError
 from replicate.tree.manifest import Entry, permission_bits
@@ -31,8 +30,6 @@ Progress = Callable[[int, int], None]
 _THREADS = max(4, os.cpu_count() or 1)
 #: What one thread writes in one go is at least this long, unless the file is shorter (bytes).
 _PART = 4 << 20
-#: So many parts are begun before the next look at the progress.
-_WINDOW = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +119,6 @@ class _Part:
     start: int
     chunks: tuple[tuple[str, int], ...]
 
-    @property
-    def size(self) -> int:
-        return sum(size for _, size in self.chunks)
-
 
 def _fill(
     backend: Backend, entries: Sequence[Entry], directory: Path, progress: Progress | None
@@ -136,12 +129,13 @@ def _fill(
     verified, too.
     """
 
-    def write(part: _Part) -> None:
+    def write(part: _Part) -> int:
         with part.place.open("r+b", buffering=0) as file:
             start = part.start
             for hash, size in part.chunks:
                 copy_blob(backend, hash, size, file.fileno(), start)
                 start += size
+        return start - part.start
 
     places = [directory / str(number) for number in range(len(entries))]
     done, total = 0, sum(entry.size for entry in entries)
@@ -151,9 +145,8 @@ def _fill(
         else:
             place.touch(exist_ok=False)
     parts = (p for e, place in zip(entries, places, strict=True) for p in _parts(e, place))
-    while window := list(islice(parts, _WINDOW)):
-        several(write, window, _THREADS)
-        done += sum(part.size for part in window)
+    for size in each(write, parts, _THREADS):
+        done += size
         if progress is not None:
             progress(done, total)
     for place, entry in zip(places, entries, strict=True):
