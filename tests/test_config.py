@@ -28,7 +28,7 @@ def test_nothing_needs_to_be_configured(tmp_path: Path) -> None:
     assert (config.directory, config.file) == (tmp_path, None)
     assert (config.repository, config.source) == (".replicate", "default")
     assert (config.compression, config.max_snapshot_size) == ("auto", 100_000_000)
-    assert not config.disabled
+    assert config.mode == "online"
 
 
 def test_an_empty_file_is_the_defaults_and_makes_a_project(tmp_path: Path) -> None:
@@ -93,9 +93,13 @@ def test_the_environment_can_say_what_is_recorded(tmp_path: Path) -> None:
     assert (config.host, config.user, config.command) == ("gpu-1", "ben", "train.py")
 
 
-def test_recording_can_be_disabled(tmp_path: Path) -> None:
-    assert load(tmp_path, environ={"REPLICATE_MODE": "disabled"}).disabled
-    with pytest.raises(ConfigError, match="REPLICATE_MODE must be `disabled` or unset, not 'off'"):
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_whether_and_when_runs_are_saved_can_be_chosen(tmp_path: Path, mode: str) -> None:
+    assert load(tmp_path, environ={"REPLICATE_MODE": mode}).mode == mode
+
+
+def test_a_mode_that_there_is_not_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"REPLICATE_MODE must be `online`, .* not 'off'"):
         load(tmp_path, environ={"REPLICATE_MODE": "off"})
 
 

@@ -18,7 +18,6 @@ from conftest import ProjectDirectory, linux
 from replicate.errors import RepositoryError
 from replicate.model import CheckpointRecord, ExperimentRecord, Status
 from replicate.recorder.recovery import recover
-from replicate.spool import spool_root
 from replicate.tree import reader
 
 KILLS_IN_A_PROJECT = 5
@@ -145,7 +144,7 @@ def test_after_a_kill_of_both_the_next_run_finishes_what_was_left(
         killed = run_and_kill(project, moments, f"run{number}", "both", 10_000)
         project.wait_for_helpers()  # until the kernel has ended them
         repository = project.open().repository
-        list(recover(repository, spool_root(repository.url)))
+        list(recover(repository))
         record = killed.record(project)
         assert record is not None
         assert record.damage == ()

@@ -30,7 +30,7 @@ from replicate.model import ExperimentRecord
 from replicate.project import Project
 from replicate.records import encode_time, new_id, now, seal_document
 from replicate.repository import Repository
-from replicate.spool import Spool, spool_root
+from replicate.spool import Spool
 from saving import Run, age, broken, contents, finished, garbage, local, objects, store
 
 CODE = {"train.py": b"import replicate"}
@@ -47,6 +47,12 @@ def project(repository: Repository, tmp_path: Path) -> Project:
     directory = tmp_path / "project"
     directory.mkdir()
     return Project(repository=repository.url, directory=directory)
+
+
+def spools_of(repository: Repository) -> Path:
+    """Where runs that are recorded into it wait to be saved."""
+    assert repository.spools is not None
+    return repository.spools
 
 
 def backup(repository: Repository, files: dict[str, bytes]) -> str:
@@ -359,9 +365,9 @@ def test_while_anybody_may_be_writing_what_is_young_stays(
     if sign == "heartbeat":
         Run(repository).beat()
     elif sign == "spool":
-        lock = Spool(spool_root(repository.url) / new_id()).create()
+        lock = Spool(spools_of(repository) / new_id()).create()
     elif sign == "new spool":
-        (spool_root(repository.url) / new_id()).mkdir(parents=True)
+        (spools_of(repository) / new_id()).mkdir(parents=True)
     if sign == "checkout":
         with announced(repository):
             done = collect(repository)
@@ -377,11 +383,11 @@ def test_what_was_announced_is_free_to_go_once_it_is_over(repository: Repository
     with announced(repository):
         garbage(repository, {"m": b"abandoned"})
     assert collect(repository).objects == 2
-    assert list(spool_root(repository.url).iterdir()) == []
+    assert list(spools_of(repository).iterdir()) == []
 
 
 def test_a_dead_run_that_left_a_spool_is_nobody(repository: Repository) -> None:
-    spool = Spool(spool_root(repository.url) / new_id())
+    spool = Spool(spools_of(repository) / new_id())
     os.close(spool.create())
     garbage(repository, {"m": b"abandoned"})
     assert collect(repository).grace == 0
@@ -493,7 +499,7 @@ def test_what_others_delete_and_collect_meanwhile_is_no_damage(
 class CollectedMeanwhile(LocalBackend):
     """A repository of which the garbage is collected just before a checkout is recorded in it."""
 
-    def put_if_absent(self, items: Mapping[str, Content]) -> set[str]:
+    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
         if any(key.startswith("checkouts/") for key in items):
             next_tick(self)
             collect(local(Path(self.url)))
@@ -584,7 +590,7 @@ def test_a_spool_that_is_committed_late_does_not_bring_it_back(
     run.checkpoint({"m": b"1"})
     delete(project, run.id)
     age(repository, HOUR + 60)
-    spool = Spool(spool_root(repository.url) / run.id)
+    spool = Spool(spools_of(repository) / run.id)
     os.close(spool.create())  # the run is dead, and has left work
     assert collect(repository).experiments == 0
     spool.destroy()

@@ -13,7 +13,6 @@ import pytest
 from conftest import ProjectDirectory, linux
 from replicate.model import ExperimentRecord
 from replicate.recorder.recovery import recover
-from replicate.spool import spool_root
 
 pytestmark = linux
 
@@ -50,7 +49,7 @@ def run_until_the_machine_stops(project: ProjectDirectory) -> Path:
 
 def recovered(project: ProjectDirectory) -> tuple[list[str], ExperimentRecord]:
     repository = project.open().repository
-    said = list(recover(repository, spool_root(repository.url)))
+    said = list(recover(repository))
     (record,) = repository.experiments()
     return said, record
 
@@ -133,7 +132,7 @@ def test_a_run_that_goes_on_is_left_alone(project: ProjectDirectory) -> None:
     """)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     repository = project.open().repository
-    assert list(recover(repository, spool_root(repository.url))) == []
+    assert list(recover(repository)) == []
     assert len(project.spools()) == 1
     process.communicate("go on\n")
     assert steps(project.record()) == [0, 1]
@@ -160,6 +159,6 @@ def test_a_run_whose_script_is_gone_is_left_to_its_helper(project: ProjectDirect
     process.kill()
     process.wait()
     repository = project.open().repository
-    assert list(recover(repository, spool_root(repository.url))) == []
+    assert list(recover(repository)) == []
     os.kill(helper, signal.SIGCONT)
     assert steps(project.record()) == [0]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from replicate.errors import ConfigError
-from replicate.secrets import Allowed, environment_secrets
+from replicate.secrets import Allowed, Redact, environment_secrets, redactor
 
 Compression = Literal["auto", "none", "zstd"]
 #: How much is kept of what a run prints: "all" also what C code prints on a terminal.
@@ -200,9 +200,10 @@ def rank(environ: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
-def secret_values(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The passwords and tokens that this process was given in variables: none is ever recorded."""
-    return environment_secrets(environ)
+def redaction(allowed: Allowed, environ: Mapping[str, str] = os.environ) -> Redact:
+    """A function from text to the same text without secrets: those that this process was given in
+    variables, and all that looks like one; but for those that are `allowed`."""
+    return str if allowed is True else redactor(environment_secrets(environ, allowed))
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -49,6 +49,11 @@ class StorageError(ReplicateError):
     """The backend could not read or write: full disk, permission, network. Try again later."""
 
 
+class RefusedError(StorageError):
+    """The storage has answered, and does not let us: no such bucket, no right, wrong credentials.
+    Trying again does not help before somebody has corrected that."""
+
+
 class KeyNotFoundError(StorageError):
     """A key that was asked for is not in the backend."""
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from replicate.backends.base import Backend, Stat
 from replicate.backends.local import LocalBackend
-from replicate.blobs import Batch
+from replicate.blobs import Batch, Recent
+from replicate.changes import Announcements
 from replicate.config import Compression
 from replicate.errors import DamagedError, KeyNotFoundError, RepositoryError
 from replicate.fold import fold
 from replicate.model import ExperimentRecord, Heartbeat, Point, Value
+from replicate.packs import Directory, PackedView, Packs
 from replicate.records import (
     Event,
     decode_event,
@@ -33,6 +36,7 @@ from replicate.records import (
     seal_document,
     unseal,
 )
+from replicate.spool import spool_root
 from replicate.streams import StreamReader, history
 from replicate.tree import Tree, read_tree
 
@@ -75,18 +79,26 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An experiment, the files that it was read from, and how many events of each writer."""
+    """An experiment, the files that it was read from, and how many events of each writer. It is
+    what `inputs` became through `journal`."""
 
     listed: Listed
     record: ExperimentRecord
     events: Mapping[str, int]
+    inputs: ExperimentRecord
+    journal: Sequence[Event]
 
 
 class Repository:
     """A repository on a backend. Opening one reads and writes nothing: see `check` and `create`."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, spools: Path | None = None) -> None:
+        """`spools` is where what is recorded on this machine waits to be saved: beside a
+        repository on disk where it is left out, nowhere for any other."""
         self.backend = backend
+        self.spools = spool_root(backend) if spools is None else spools
+        self._packs = Packs(backend)
+        self._announcements = Announcements(backend)
 
     @property
     def url(self) -> str:
@@ -142,13 +154,19 @@ class Repository:
             setting == "auto" and not isinstance(self.backend, LocalBackend)
         )
 
-    def batch(self, *, compress: bool = False) -> Batch:
-        """Where blobs and trees are put on their way into the repository."""
-        return Batch(self.backend, compress=compress)
+    def batch(self, *, compress: bool = False, recent: Recent | None = None) -> Batch:
+        """Where blobs and trees are put on their way into the repository.
+
+        Who passes `recent`, which lives for as many batches as the caller likes, lets small ones go
+        into packs where that saves requests, and writes `packs_of` each tree beside its hash.
+        """
+        recent = recent if self.backend.remote else None
+        return Batch(self.backend, compress=compress, recent=recent)
 
     def create_experiment(self, record: ExperimentRecord) -> None:
         """Write experiment.json, once: the experiment exists from then on. A second time is no
         error and changes nothing, so that recovery may repeat it."""
+        self.announce(record.id)
         self.backend.put_if_absent({_experiment_key(record.id): encode_experiment(record)})
 
     def journal(
@@ -156,10 +174,19 @@ class Repository:
     ) -> JournalWriter:
         """A journal of an experiment, or another of its streams of events, for a writer that
         nobody else is: a new random name. Its events belong to that attempt of the run."""
-        return JournalWriter(self.backend, experiment, writer, stream, attempt)
+        return JournalWriter(self, experiment, writer, stream, attempt)
+
+    def announce(self, experiment: str) -> None:
+        """In a bucket, mark the experiment as changed, unless that was done a moment ago.
+
+        Listings read again only what is marked, so whoever writes what an experiment is made of
+        calls this first. The writers of this class do.
+        """
+        self._announcements.announce(experiment)
 
     def beat(self, experiment: str, interval: float, events: Mapping[str, int]) -> None:
         """Say that the experiment's recorder is alive, and how many events it has written."""
+        self.announce(experiment)
         document = {"time": encode_time(now()), "interval": interval, "events": dict(events)}
         self.backend.put(_heartbeat_key(experiment), seal_document(document))
 
@@ -177,6 +204,10 @@ class Repository:
             if name:
                 stats.setdefault(id, []).append(stat)
         return {id: Listed.of(id, found) for id, found in stats.items()}
+
+    def listed(self, id: str) -> Listed:
+        """What is stored of the experiment with this whole id; nothing is read."""
+        return Listed.of(id, self.backend.list(_directory(id)))
 
     def experiments(self) -> list[ExperimentRecord]:
         """All experiments that are not deleted, the oldest first.
@@ -204,8 +235,7 @@ class Repository:
         """
         reading, lost = self._read_once(listed)
         if lost:  # perhaps only written since we listed: look again before calling it a loss
-            again = Listed.of(listed.id, self.backend.list(f"experiments/{listed.id}/"))
-            reading, lost = self._read_once(again)
+            reading, lost = self._read_once(self.listed(listed.id))
         damage = reading.record.damage + tuple(lost)
         return replace(reading, record=replace(reading.record, damage=damage))
 
@@ -234,9 +264,18 @@ class Repository:
         its checkpoints. What a later attempt has superseded is left out."""
         return history(self.stream(record.id, "log").read(), record)
 
-    def tree(self, hash: str) -> Tree:
-        """The tree named `hash`. Raises DamagedError or UnsafeTreeError."""
-        return read_tree(self.backend, hash)
+    def tree(self, hash: str, packs: Sequence[str] = ()) -> Tree:
+        """The tree named `hash`, which these packs hold. Raises DamagedError or UnsafeTreeError."""
+        return read_tree(self.objects(packs), hash)
+
+    def objects(self, packs: Sequence[str]) -> Backend:
+        """Where to read trees and blobs from, those that these packs hold as well."""
+        return PackedView(self.backend, self._packs, packs) if packs else self.backend
+
+    def check_pack(self, hash: str, *, full: bool) -> Directory:
+        """What a pack holds. Raises DamagedError when it is missing or does not have the size that
+        its first line says; with `full` when any byte of it is not what was written."""
+        return self._packs.check(hash, full=full)
 
     def _read_once(self, listed: Listed) -> tuple[Reading, list[str]]:
         id, beat = listed.id, listed.heartbeat
@@ -255,7 +294,7 @@ class Repository:
             heartbeat = self.aged(heartbeat, beat)
         lost = _missing_events(id, events, unreadable, heartbeat.events if heartbeat else {})
         record = replace(folded, heartbeat=heartbeat, damage=(*folded.damage, *damage))
-        return Reading(listed, record, Counter(e.writer for e in events)), lost
+        return Reading(listed, record, Counter(e.writer for e in events), inputs, events), lost
 
     def _read_inputs(self, id: str, damage: list[str]) -> ExperimentRecord:
         key = _experiment_key(id)
@@ -306,9 +345,10 @@ class JournalWriter:
     """Appends events to files that nobody else writes to."""
 
     def __init__(
-        self, backend: Backend, experiment: str, writer: str, stream: str, attempt: int = 1
+        self, repository: Repository, experiment: str, writer: str, stream: str, attempt: int = 1
     ) -> None:
-        self._backend = backend
+        self._repository = repository
+        self._experiment = experiment
         # The first attempt goes without saying: most runs have no other.
         self._common = {"attempt": attempt} if attempt > 1 else {}
         self._directory = f"experiments/{experiment}/{stream}"
@@ -332,7 +372,8 @@ class JournalWriter:
             self._segment, self._written = self._segment + 1, b""
         added = b"".join(lines)
         key = f"{self._directory}/{self.writer}-{self._segment}.jsonl"
-        self._backend.append(key, self._written, added)
+        self._repository.announce(self._experiment)
+        self._repository.backend.append(key, self._written, added)
         self._written += added
         self.count += len(lines)
 

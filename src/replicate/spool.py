@@ -7,6 +7,7 @@ lie beside it. Nothing here knows what a job means; `commit` does.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import shutil
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from replicate.backends.base import Content
+from blake3 import blake3
+
+from replicate.backends.base import Backend, Content
+from replicate.backends.local import LocalBackend
 from replicate.errors import DamagedError
 from replicate.model import Value
 from replicate.records import encode_time, now, seal_event, unseal
@@ -31,6 +35,10 @@ else:
 _SUFFIX = ".job"
 #: The file with the number of the attempt, where that is not the first.
 _ATTEMPT = "attempt"
+#: The file that says how its jobs are to be committed by whoever does that in the end.
+_SETTINGS = "settings.json"
+#: The file beside the spools of a remote repository that says which one that is.
+_URL = "repository"
 #: Memory of mapped files is given back in steps of this many bytes, a multiple of every page size.
 _RELEASE = 16 << 20
 
@@ -69,10 +77,19 @@ class Spool:
         except FileNotFoundError:
             return 1
 
-    def create(self, attempt: int = 1) -> int:
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What `create` was given; nothing where a crash of the machine has lost it."""
+        try:
+            found = json.loads((self.directory / _SETTINGS).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def create(self, attempt: int = 1, settings: Mapping[str, Any] | None = None) -> int:
         """Make the directory and lock it; return the lock, a descriptor that holds it until the
-        last process that has it closes it or dies. Raises OSError when there is one already, and
-        leaves that as it is."""
+        last process that has it closes it or dies. `settings` stay with the jobs. Raises OSError
+        when there is one already, and leaves that as it is."""
         # Under a name that nobody looks at, so that it is locked before it can be found.
         name = f".{self.directory.name}-{os.urandom(4).hex()}"
         hidden = Spool(self.directory.with_name(name))
@@ -83,6 +100,8 @@ class Spool:
             assert lock is not None
             if attempt > 1:
                 (hidden.directory / _ATTEMPT).write_text(str(attempt))
+            if settings is not None:
+                (hidden.directory / _SETTINGS).write_text(json.dumps(settings))
             os.rename(hidden.directory, self.directory)
         except BaseException:
             if lock is not None:
@@ -104,6 +123,18 @@ class Spool:
             return None
         return lock
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process records into it, or saves what is in it."""
+        try:
+            lock = self.try_lock()
+        except FileNotFoundError:
+            return False
+        if lock is None:
+            return True
+        self.unlock(lock)
+        return False
+
     @staticmethod
     def unlock(lock: int) -> None:
         """Give back a lock that no other process was handed. Closing it alone would not do while
@@ -117,6 +148,10 @@ class Spool:
         from each other never make the same one."""
         self._count += 1
         return f"{self._count:012d}-{os.getpid()}"
+
+    def last_name(self) -> str:
+        """A name for the job that comes after all others: how the run ended."""
+        return f"{'9' * 12}-{os.getpid()}"
 
     def beside(self, name: str, number: int) -> Path:
         """Where the `number`-th large file of job `name` lies."""
@@ -235,15 +270,40 @@ def _find_newline(view: memoryview) -> int:
         size *= 4
 
 
-def all_spools(root: Path) -> list[Spool]:
+def all_spools(root: Path | None) -> list[Spool]:
     """The spools of every experiment under `root`."""
-    if not root.is_dir():
+    if root is None or not root.is_dir():
         return []
     found = (p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith("."))
     return [Spool(path) for path in found]
 
 
-def spool_root(repository: str) -> Path:
+def spool_root(backend: Backend, state: Path | None = None) -> Path | None:
     """Where the spools of a repository are: inside one on disk, so that its file system is the
-    same; no key can name a hidden directory."""
-    return Path(repository) / ".spool"
+    same; no key can name a hidden directory. Those of a remote one are below `state`, which is
+    this machine's; None where that is not known."""
+    if isinstance(backend, LocalBackend):
+        return Path(backend.url) / ".spool"
+    if state is None:
+        return None
+    name = blake3(backend.url.encode("utf-8", "surrogatepass")).hexdigest(length=16)
+    return state / name
+
+
+def make_spool_root(root: Path, url: str) -> None:
+    """Make a directory of spools that lies outside of its repository, for this user alone, with
+    the name of the repository in it, so that whoever finds it knows where its jobs belong."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    named = root / _URL
+    if not named.exists():
+        temporary = root / f".{_URL}-{os.urandom(4).hex()}"
+        temporary.write_text(url, "utf-8")
+        temporary.replace(named)
+
+
+def known_repositories(state: Path | None) -> list[str]:
+    """The repositories that have, or have had, spools below `state`."""
+    if state is None or not state.is_dir():
+        return []
+    files = (directory / _URL for directory in sorted(state.iterdir()))
+    return [file.read_text("utf-8") for file in files if file.is_file()]

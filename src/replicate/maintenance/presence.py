@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from replicate.backends.files import explained
-from replicate.backends.local import LocalBackend
 from replicate.records import new_id
 from replicate.repository import Repository
-from replicate.spool import Spool, all_spools, spool_root
+from replicate.spool import Spool, all_spools
 
 
 @contextmanager
 def announced(repository: Repository) -> Iterator[None]:
     """While the block runs, a collector leaves young objects alone: what the block stores is safe
     before anything refers to it. Raises StorageError when the repository cannot be written."""
-    root = _spools(repository)
-    if root is None:
+    root = repository.spools
+    if root is None or repository.backend.remote:  # those who collect are on other machines
         yield
         return
     spool = Spool(root / new_id())
@@ -42,21 +40,18 @@ def somebody_may_write(repository: Repository, but: str | None = None) -> bool:
     A run has its heartbeat only after it has stored its code, so the heartbeats do not settle it.
     Where the spool is not in the repository nobody can tell what other machines do.
     """
-    root = _spools(repository)
-    return root is None or any(
-        _is_locked(spool) for spool in all_spools(root) if spool.experiment != but
+    root = repository.spools
+    return (
+        root is None
+        or repository.backend.remote
+        or any(_is_locked(spool) for spool in all_spools(root) if spool.experiment != but)
     )
 
 
 def has_spool(repository: Repository, experiment: str) -> bool:
     """Whether something of the experiment waits in the spool, or is being recorded here."""
-    root = _spools(repository)
+    root = repository.spools
     return root is not None and (root / experiment).exists()
-
-
-def _spools(repository: Repository) -> Path | None:
-    is_local = isinstance(repository.backend, LocalBackend)
-    return spool_root(repository.url) if is_local else None
 
 
 def _is_locked(spool: Spool) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,13 +14,14 @@ from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError, UsageError
 from replicate.index import Index, Match
-from replicate.model import CheckpointRecord, ExperimentRecord, Origin, Point, short
+from replicate.model import CheckpointRecord, ExperimentRecord, Origin, Point, TreeRef, short
 from replicate.project import checkouts, lineage, resuming
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.checkpoints import Checkpoint
 from replicate.project.experiments import Experiment
 from replicate.project.lineage import Relative
 from replicate.project.lists import Experiments
+from replicate.project.privacy import recorded_command
 from replicate.project.recording import Paths, start, unrecorded
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import live_recorders
@@ -81,7 +81,7 @@ class Project:
         )
         self.directory = self.config.directory
         backend = open_backend(self.config.repository, relative_to=self.directory)
-        self.repository = Repository(backend)
+        self.repository = Repository(backend, spool_root(backend, self.config.spool))
 
     def init(
         self,
@@ -99,7 +99,7 @@ class Project:
         console: bool | str | None = None,
     ) -> Experiment:
         """Start to record this run, or go on with one; see `replicate.init`."""
-        if self.config.disabled or config.rank() > 0:
+        if self.config.mode == "disabled" or config.rank() > 0:
             return Experiment(unrecorded(self.config, params), self.repository, home=self)
         labels: Mapping[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
         wanted = self.config.resume if resume is None else resume
@@ -124,7 +124,8 @@ class Project:
             raise UsageError(f"console must be {error}, not {wanted!r}") from None
         if self._streams is None or extent == "off":
             return None
-        return Console(self._streams(), all=extent == "all")
+        copied = self.repository.backend.remote
+        return Console(self._streams(), all=extent == "all", copied=copied)
 
     @property
     def author(self) -> str:
@@ -155,7 +156,7 @@ class Project:
             return None
         resuming.settle(self.repository, self._report)
         if wanted == resuming.LATEST:
-            command = self.config.command or process.command(sys.argv)
+            command = recorded_command(self.config, [])
             return resuming.latest(
                 self.repository, self.records(), command, from_step, self._report
             )
@@ -273,7 +274,7 @@ class Project:
             # A training script does not come here, and need not import the committer.
             from replicate.recorder.recovery import recover
 
-            yield from recover(self.repository, spool_root(self.repository.url), tell_live=True)
+            yield from recover(self.repository, tell_live=True)
 
     # ------------------------------------------------------------ comparing
 
@@ -286,17 +287,17 @@ class Project:
         return Side(
             picked.experiment,
             checkpoint,
-            code=self._files(picked.experiment.tree),
-            outputs=self._files(checkpoint.tree if checkpoint else None),
+            code=self._files(picked.experiment.tree_ref),
+            outputs=self._files(checkpoint.tree_ref if checkpoint else None),
         )
 
-    def _files(self, tree: str | None) -> dict[str, FileSide]:
-        if tree is None:
+    def _files(self, ref: TreeRef | None) -> dict[str, FileSide]:
+        if ref is None:
             return {}
-        backend = self.repository.backend
+        backend = self.repository.objects(ref.packs)
         return {
             path: FileSide(entry.hash, entry.size, entry.mode, reader(backend, entry))
-            for path, entry in self.repository.tree(tree).files.items()
+            for path, entry in self.repository.tree(*ref).files.items()
         }
 
     # ------------------------------------------------------------ checking out
@@ -313,7 +314,8 @@ class Project:
 
         Raises UnsafeTreeError when the checkpoint's files cannot be written safely.
         """
-        trees = [picked.experiment.tree, picked.checkpoint.tree if picked.checkpoint else None]
+        checkpoint = picked.checkpoint
+        trees = [picked.experiment.tree_ref, checkpoint.tree_ref if checkpoint else None]
         id = (picked.checkpoint or picked.experiment).id
         return checkouts.plan(
             self.repository,

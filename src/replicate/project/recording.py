@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from replicate import ignore, process
-from replicate.config import Config, Keep, parse_keep
+from replicate import process
+from replicate.config import Config, Keep, parse_keep, redaction
 from replicate.errors import ReplicateError, UsageError
 from replicate.model import (
     CheckpointRecord,
@@ -27,13 +27,20 @@ from replicate.model import (
     short,
     with_inputs,
 )
+from replicate.project.privacy import recorded_command, without_secrets
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import Recorder
 from replicate.recorder.console import Console
 from replicate.recorder.leftovers import recover_leftovers
 from replicate.records import new_id, now
 from replicate.repository import Repository
-from replicate.spool import Spool, spool_root
+from replicate.secrets import (
+    Redact,
+    hidden_message,
+    left_out_message,
+    redact_values,
+)
+from replicate.spool import Spool, all_spools, make_spool_root
 from replicate.tree import Listing, relative, select
 from replicate.values import to_params, to_value
 
@@ -61,24 +68,29 @@ def start(
 
     Raises a ReplicateError. When it returns, the run's files are copied and a helper saves them.
     """
-    values = to_params(params)
+    values, hidden = redact_values(to_params(params), config.allow_secrets)
     paths = _relative_paths(config.directory, path, config.directory)
-    listing = None
+    listing, secret = None, list[str]()
     if paths is not None:
-        listing = select(config.directory, _as_tuple(paths), use_ignore_files=True)
-    labels = _labels(labels, config)
+        given = _as_tuple(paths)
+        listing = select(config.directory, given, use_ignore_files=True)
+        listing, secret = without_secrets(config.directory, listing, given, config.allow_secrets)
+    redact = redaction(config.allow_secrets)
+    labels = _labels(labels, config, redact)
     kept = config.keep if keep is None else _checked_keep(keep)
-    repository.create()
-    spools = spool_root(repository.url)
-    for message in recover_leftovers(repository, spools):
-        report(message)
+    online = not repository.backend.remote or config.mode == "online"
+    spools = _spools(repository)
+    if not repository.backend.remote:
+        repository.create()
+        for message in recover_leftovers(repository):
+            report(message)
     record = ExperimentRecord(
         id=resumed.experiment.id if resumed else new_id(),
         created=now(),
         params=resumed.experiment.params if resumed and params is None else values,
         user=config.user or process.user(),
         host=config.host or process.host(),
-        command=config.command or process.command(sys.argv),
+        command=recorded_command(config, hidden),
         path=paths,
         tree=None,
         parent=parent,
@@ -92,6 +104,8 @@ def start(
         "max_pending": config.max_pending,
         "keep": kept and asdict(kept),
         "system_metrics": config.system_metrics,
+        "online": online,
+        "allow_secrets": config.allow_secrets,
     }
     recorder = Recorder(repository, Spool(spools / record.id), settings, report, console)
     modules = process.imported_modules(sys.modules)
@@ -106,9 +120,35 @@ def start(
             f"Experiment {short(record.id)} goes on {resumed.describe()}: attempt "
             f"{attempt.number} is saved to {repository.url}"
         )
+    if hidden:
+        report(hidden_message(hidden))
+    if secret:
+        report(left_out_message(secret))
+    if repository.backend.remote:
+        _remind(repository, report)
     for message in _remarks(config, listing):
         report(message)
-    return Recording(record, recorder, config.directory, modules, resumed)
+    return Recording(record, recorder, config, modules, redact, resumed)
+
+
+def _spools(repository: Repository) -> Path:
+    """Where the run's spool will be."""
+    if repository.spools is None:
+        raise UsageError(
+            "There is no directory in which to keep what is not saved yet",
+            hint="Name one with REPLICATE_SPOOL.",
+        )
+    if repository.backend.remote:
+        make_spool_root(repository.spools, repository.url)
+    return repository.spools
+
+
+def _remind(repository: Repository, report: Report) -> None:
+    """Say that earlier runs are not saved yet, where that is not done at the start of the next."""
+    left = [s for s in all_spools(repository.spools) if s.names() and not s.is_locked]
+    if left:
+        runs = "1 earlier run is" if len(left) == 1 else f"{len(left)} earlier runs are"
+        report(f"{runs} only on this machine: `replicate sync` saves them to {repository.url}")
 
 
 def _relative_paths(project: Path, path: Paths, base: Path) -> str | tuple[str, ...] | None:
@@ -127,7 +167,7 @@ def _as_tuple(path: str | tuple[str, ...]) -> tuple[str, ...]:
     return (path,) if isinstance(path, str) else path
 
 
-def _labels(labels: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def _labels(labels: Mapping[str, Any], config: Config, redact: Redact) -> dict[str, Any]:
     """The labels that were passed, checked, and where there are none those of the environment."""
     for key in ("name", "notes", "group"):
         if labels[key] is not None and not isinstance(labels[key], str):
@@ -137,7 +177,8 @@ def _labels(labels: Mapping[str, Any], config: Config) -> dict[str, Any]:
         raise UsageError(f"tags must be a list of texts, not {tags!r}")
     default = {"name": config.name, "notes": config.notes, "group": config.group}
     given = {key: default[key] if labels[key] is None else labels[key] for key in default}
-    return {**given, "tags": tuple(dict.fromkeys((*tags, *config.tags)))}
+    texts = {key: text and redact(text) for key, text in given.items()}
+    return {**texts, "tags": tuple(dict.fromkeys(map(redact, (*tags, *config.tags))))}
 
 
 def _checked_keep(keep: Mapping[str, int]) -> Keep:
@@ -148,7 +189,7 @@ def _checked_keep(keep: Mapping[str, int]) -> Keep:
 
 
 def _remarks(config: Config, listing: Listing | None) -> list[str]:
-    """What a person should know of a snapshot: it is large, holds secrets, or leaves things out."""
+    """What a person should know of a snapshot: it is large, or leaves things out."""
     if listing is None:
         return []
     remarks = []
@@ -158,13 +199,6 @@ def _remarks(config: Config, listing: Listing | None) -> list[str]:
         remarks.append(
             f"The run's files are large: {listing.size / 1e6:,.0f} MB in {len(listing.selected):,} "
             f"files, the largest {names}. List what should be left out in .replicateignore."
-        )
-    entries = [ignore.Entry(s.path, "file") for s in listing.selected if s.kind == "file"]
-    secret = ignore.likely_secrets(config.directory, entries)
-    if secret:
-        remarks.append(
-            f"The run's files probably hold secrets: {', '.join(secret)}. List them in "
-            ".replicateignore to leave them out."
         )
     if listing.left_out:
         remarks.append("Not saved: " + "; ".join(listing.left_out))
@@ -178,14 +212,17 @@ class Recording:
         self,
         record: ExperimentRecord,
         recorder: Recorder,
-        project: Path,
+        config: Config,
         modules: list[str],
+        redact: Redact,
         resumed: Resumption | None = None,
     ) -> None:
         self.record = record
         self.resumed = resumed
         self._recorder = recorder
-        self._project = project
+        self._project = config.directory
+        self._allowed = config.allow_secrets
+        self._redact = redact
         self._modules = set(modules)
         after = resumed.from_step if resumed else None
         self._next_step: int | float = 0 if after is None else after + 1
@@ -236,7 +273,7 @@ class Recording:
         imported = set(process.imported_modules(sys.modules))
         if imported - self._modules:
             self._recorder.packages(sorted(imported - self._modules))
-        self._recorder.stop(_stop(error), at_exit=at_exit)
+        self._recorder.stop(_stop(error, self._redact), at_exit=at_exit)
         if not at_exit:
             atexit.unregister(self._stop_at_exit)
 
@@ -268,9 +305,12 @@ class Recording:
             return None, None
         try:
             listing = select(self._project, found, use_ignore_files=False)
+            listing, secret = without_secrets(self._project, listing, found, self._allowed)
         except (ReplicateError, OSError) as error:
             self._recorder.problem(f"A checkpoint lacks files: {error}")
             return None, None
+        if secret:
+            self._recorder.problem(left_out_message(secret))
         if listing.left_out:
             self._recorder.problem("Not saved: " + "; ".join(listing.left_out))
         single = isinstance(path, str | os.PathLike)
@@ -335,7 +375,7 @@ def _shown(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
-def _stop(error: BaseException | None) -> Stop:
+def _stop(error: BaseException | None, redact: Redact) -> Stop:
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return Stop(now(), Status.FINISHED)
     text = "".join(traceback.format_exception(error))
@@ -343,7 +383,7 @@ def _stop(error: BaseException | None) -> Stop:
         message = str(error)
     except Exception:
         message = ""
-    info = ExceptionInfo(type(error).__qualname__, message, text)
+    info = ExceptionInfo(type(error).__qualname__, redact(message), redact(text))
     if isinstance(error, KeyboardInterrupt):
         return Stop(now(), Status.KILLED, info, signal="SIGINT")
     return Stop(now(), Status.FAILED, info)

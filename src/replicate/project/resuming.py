@@ -3,7 +3,6 @@ that recorded it before is gone."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from replicate.model import (
 )
 from replicate.recorder.leftovers import recover_leftovers
 from replicate.repository import Repository
-from replicate.spool import Spool, all_spools, spool_root
+from replicate.spool import Spool, all_spools
 
 #: What `resume` says to go on with the newest run of the same command that has not finished.
 LATEST = "latest"
@@ -66,15 +65,14 @@ class Resumption:
 def settle(repository: Repository, report: Report) -> None:
     """See to it that runs which have ended can be found: one that was killed in its first moments
     may only be in its spool, from where its helper, or else this call, brings it."""
-    root = spool_root(repository.url)
     deadline = time.monotonic() + _PATIENCE
-    for spool in all_spools(root):
-        while spool.names() and not repository.has(spool.experiment) and _is_locked(spool):
+    for spool in all_spools(repository.spools):
+        while spool.names() and not repository.has(spool.experiment) and spool.is_locked:
             if time.monotonic() >= deadline:
                 break
             time.sleep(0.05)
     if repository.exists():
-        for message in recover_leftovers(repository, root):
+        for message in recover_leftovers(repository):
             report(message)
 
 
@@ -146,29 +144,19 @@ def _is_gone(repository: Repository, id: str, report: Report) -> bool:
 
 def _spool_is_free(repository: Repository, id: str, report: Report) -> bool:
     """Wait for whoever holds the lock of the spool here; save what a crash has left in it."""
-    root = spool_root(repository.url)
-    spool = Spool(root / id)
+    if repository.spools is None:
+        return True
+    spool = Spool(repository.spools / id)
     deadline = time.monotonic() + _PATIENCE
-    if _is_locked(spool):
+    if spool.is_locked:
         report(f"Waiting for the process that records experiment {short(id)} to end")
-    while _is_locked(spool):
+    while spool.is_locked:
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.1)
-    for message in recover_leftovers(repository, root):
+    for message in recover_leftovers(repository):
         report(message)
     return True
-
-
-def _is_locked(spool: Spool) -> bool:
-    try:
-        lock = spool.try_lock()
-    except FileNotFoundError:
-        return False
-    if lock is None:
-        return True
-    os.close(lock)
-    return False
 
 
 def _heartbeat_stops(repository: Repository, id: str, report: Report) -> bool:

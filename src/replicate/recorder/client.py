@@ -11,18 +11,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 from replicate.backends.base import Content
-from replicate.config import Keep
+from replicate.config import Keep, redaction
 from replicate.errors import StorageError
-from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, Stop, Value
+from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, Stop, Value, short
 from replicate.recorder import capture
 from replicate.recorder.console import Console
 from replicate.recorder.link import HelperGone, HelperLink, Saver
+from replicate.recorder.pace import REMOTE
 from replicate.recorder.points import PointLog
 from replicate.records import (
     attempt_data,
@@ -50,6 +51,9 @@ _PATIENCE, _REMINDER = 0.25, 5.0
 _RING = 5.0
 #: After this many seconds in which nothing has left the spool, nobody waits for it any more.
 _STALLED = 300.0
+#: For so long a run that begins waits for the first answer of a remote repository, and one that
+#: ends, or asks, for the next one of a repository that cannot be reached (seconds).
+_REACH, _UNREACHABLE = 3.0, 10.0
 #: How often a program that ends tries to write what only its memory holds.
 _LAST_TRIES = 10
 
@@ -73,6 +77,7 @@ class Recorder:
         self._spool = spool
         self._settings = settings
         self._report_to = report
+        self._redact = redaction(settings["allow_secrets"])
         self._said: set[str] = set()
         self._kept: list[_Kept] = []
         self._restarts = 0
@@ -87,6 +92,7 @@ class Recorder:
         self._points = PointLog(str(spool.directory), self.problem)
         self._ring_at = 0.0
         self._console = console
+        self._online: bool = settings["online"]
         self.stopped = False
 
     # ------------------------------------------------------------ the calls of a run
@@ -99,13 +105,15 @@ class Recorder:
         header = _inputs_header(inputs, modules)
         try:
             self._lock_descriptor = self._spool.create(
-                inputs.number if isinstance(inputs, Attempt) else 1
+                inputs.number if isinstance(inputs, Attempt) else 1,
+                {name: self._settings[name] for name in ("compress", "keep")},
             )
             self._begin_console()
             self._start_helper()
             name = self._spool.next_name()
             files, data, problems = self._take_files(name, listing)
             self._spool.add(name, {**header, **files}, data)
+            self._await_repository()
         except BaseException as error:
             self._abandon()
             if isinstance(error, OSError):
@@ -118,6 +126,18 @@ class Recorder:
         self._notify()
         for problem in problems:
             self.problem(problem)
+
+    def _await_repository(self) -> None:
+        """A set-up that cannot work is an error now. A network that is down is none."""
+        asks = self._online and self._repository.backend.remote
+        if not asks or not isinstance(self._saver, HelperLink):
+            return
+        with suppress(HelperGone):  # the next call replaces it
+            if self._saver.await_repository(_REACH) is None:
+                self.report(
+                    f"{self._repository.url} has not answered yet: the run goes on, and what it "
+                    f"records waits in {self._spool.directory}"
+                )
 
     def _abandon(self) -> None:
         """The run is not recorded after all."""
@@ -165,6 +185,7 @@ class Recorder:
 
     def problem(self, message: str) -> None:
         """Report something that went wrong, and keep it with the experiment."""
+        message = self._redact(message)
         self.report(message)
         with self._guarded("a problem"):
             self._add_event("problem", {"message": " ".join(message.split("\n"))})
@@ -184,8 +205,8 @@ class Recorder:
 
     def wait(self) -> bool:
         """Return when all is in the repository (True), or cannot be brought there (False)."""
-        if self.stopped:
-            return not self._kept
+        if self.stopped or not self._online:
+            return not self._kept and not self._spool.names()
         saved = [False]
         with self._guarded("what is pending"):
             saved = [self._wait()]
@@ -205,7 +226,14 @@ class Recorder:
             self._add_event("stop", stop_data(stop))
             try:
                 self._empty_memory()
-                self._wait()
+                if self._online:
+                    self._wait()
+                else:
+                    self.report(
+                        f"Experiment {short(self._spool.experiment)} is kept in "
+                        f"{self._spool.directory}: `replicate sync` saves it to "
+                        f"{self._repository.url}"
+                    )
             except KeyboardInterrupt:
                 self.report("Left what is not saved yet to the helper process, which goes on.")
             self._report_lost()
@@ -235,8 +263,14 @@ class Recorder:
         """A number that grows while the helper is at work on one large thing."""
         return self._saver.progress if isinstance(self._saver, HelperLink) else 0
 
+    @property
+    def failing(self) -> bool:
+        """Whether the repository cannot be reached at present, as far as is known here."""
+        return isinstance(self._saver, HelperLink) and self._saver.failing
+
     def report(self, message: str) -> None:
-        """Tell the person, once for each message."""
+        """Tell the person, once for each message, and without secrets."""
+        message = self._redact(message)
         if message not in self._said:
             self._said.add(message)
             self._report_to(message)
@@ -252,7 +286,9 @@ class Recorder:
         if self._unseen < bound // 8 or os.getpid() != self._owner:
             return
         self._unseen = size
-        if self.pending + size > bound:
+        if self.pending + size > bound and (self.failing or not self._online):
+            self.report(f"More than {bound / 1e6:,.0f} MB wait in {self._spool.directory}")
+        elif self.pending + size > bound:
             self.report(
                 f"Saving is slower than the run: checkpoint() waits while more than "
                 f"{bound / 1e6:,.0f} MB are pending (`max_pending` in replicate.yaml)."
@@ -359,25 +395,34 @@ class Recorder:
                 self._console.descriptors if self._console else (),
             )
         except (OSError, ValueError) as error:
-            self.report(
-                f"No helper process can be started here ({error}): saving happens in the "
-                "foreground, and checkpoint() takes as long as that takes."
-            )
+            self.report(f"No helper process can be started here ({error}): {self._instead}")
             self._save_in_foreground()
+
+    @property
+    def _instead(self) -> str:
+        """What it means that there is no helper process."""
+        if self._repository.backend.remote:
+            return "what is recorded is kept on this machine, and saved when the run ends."
+        return "saving happens in the foreground, and checkpoint() takes as long as that takes."
 
     def _save_in_foreground(self) -> None:
         # The committer brings 15 ms of imports, which only a run without a helper has to pay.
         from replicate.recorder.commit import Committer
-        from replicate.recorder.foreground import Foreground
+        from replicate.recorder.foreground import Foreground, Kept
 
+        if not self._online:
+            self._saver = Kept()
+            return
         committer = Committer(
             self._repository,
             self._spool,
             compress=self._settings["compress"],
             keep=self._settings["keep"] and Keep(**self._settings["keep"]),
             tails=self._console.settings["tails"] if self._console else (),
+            redact=self._redact,
         )
-        self._saver = Foreground(committer, Path(self._settings["directory"]))
+        at_once = not self._repository.backend.remote
+        self._saver = Foreground(committer, Path(self._settings["directory"]), at_once=at_once)
 
     def _notify(self) -> None:
         assert self._saver is not None
@@ -400,7 +445,7 @@ class Recorder:
         if self._restarts <= _RESTARTS:
             self._start_helper()
         else:
-            self.report("The helper process keeps ending: saving goes on in the foreground.")
+            self.report(f"The helper process keeps ending: {self._instead}")
             self._save_in_foreground()
 
     def _wait(self, below: int = 0) -> bool:
@@ -413,15 +458,25 @@ class Recorder:
                 break
             except HelperGone:
                 self._replace_helper()
-            except _Stalled:
-                trouble = f"the helper process has saved nothing for {_STALLED / 60:.0f} minutes."
+            except _Stalled as stalled:
+                trouble = str(stalled)
                 break
         if trouble:
             self.report(
                 f"Not everything could be saved: {trouble}\nWhat is pending is in "
-                f"{self._spool.directory}, and the next run in this project saves it."
+                f"{self._spool.directory}, and {self._next}."
             )
         return not (trouble or self._kept)
+
+    @property
+    def _next(self) -> str:
+        """Who saves what a run has left."""
+        if self._repository.backend.remote:
+            return (
+                f"is tried again for {REMOTE.patience / 60:.0f} minutes; `replicate sync` saves "
+                "what is left then"
+            )
+        return "the next run in this project saves it"
 
     def _empty_memory(self) -> None:
         """What only memory holds is lost with this process: try for a while to write it."""
@@ -469,7 +524,7 @@ def _inputs_header(inputs: ExperimentRecord | Attempt, modules: list[str]) -> di
 
 
 class _Stalled(Exception):
-    """Nothing has left the spool for so long that it is no use to wait."""
+    """Nothing has left the spool for so long that it is no use to wait; says so in words."""
 
 
 class _Waiting:
@@ -482,12 +537,16 @@ class _Waiting:
         self._moved = time.monotonic()
 
     def tick(self) -> None:
-        """Raises _Stalled when there is no progress: a helper that hangs must not hang the run."""
+        """Raises _Stalled when there is no progress: neither a helper that hangs nor a repository
+        that cannot be reached must hang the run."""
         seen = (self._recorder.pending, self._recorder.progress)
         if seen != self._seen:
             self._seen, self._moved = seen, time.monotonic()
-        if time.monotonic() - self._moved >= _STALLED:
-            raise _Stalled
+        quiet = time.monotonic() - self._moved
+        if quiet >= _STALLED:
+            raise _Stalled(f"the helper process has saved nothing for {_STALLED / 60:.0f} minutes.")
+        if quiet >= _UNREACHABLE and self._recorder.failing:
+            raise _Stalled("the repository cannot be reached.")
         if time.monotonic() >= self._speak_at:
             self._speak_at = time.monotonic() + _REMINDER
             kilobytes = self._recorder.pending / 1e3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -18,9 +18,15 @@ from typing import Any
 
 from replicate import environment
 from replicate.background import Background
-from replicate.blobs import FRESH, Batch
+from replicate.blobs import FRESH, Batch, Recent
 from replicate.config import Keep
-from replicate.errors import DamagedError, StorageError, UnsafeTreeError, UsageError
+from replicate.errors import (
+    DamagedError,
+    KeyNotFoundError,
+    StorageError,
+    UnsafeTreeError,
+    UsageError,
+)
 from replicate.model import Status, Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
@@ -35,11 +41,12 @@ from replicate.records import (
     now,
 )
 from replicate.repository import JournalWriter, Repository
+from replicate.secrets import Redact, redact_text
 from replicate.spool import Job, Mapped, Spool, mapped
 from replicate.tree import Source, add_tree
 
-#: Seconds between two heartbeats, on a local disk.
-INTERVAL = 10.0
+#: Seconds between two heartbeats on a local disk, and where each is a request.
+_INTERVAL, _REMOTE_INTERVAL = 10.0, 60.0
 #: Seconds between two events that say what the logged metrics have come to.
 _SUMMARY_INTERVAL = 10.0
 #: How many jobs are committed together at most, so that their journal lines come soon.
@@ -87,13 +94,19 @@ class Committer:
         await_copy: AwaitCopy = _nobody_copies,
         progress: Callable[[], None] = lambda: None,
         tails: Sequence[Mapping[str, Any]] = (),
+        redact: Redact = redact_text,
     ) -> None:
         self._repository = repository
         self._await_copy = await_copy
         self._progress = progress
+        self._redact = redact
         self._spool = spool
         self._compress = compress
-        self._retention = Retention(repository, spool.experiment, keep) if keep else None
+        self._recent = Recent()
+        self._keep = keep
+        self._retention: Retention | None = None
+        #: Seconds between two heartbeats.
+        self.interval = _REMOTE_INTERVAL if repository.backend.remote else _INTERVAL
         self._journal: JournalWriter | None = None
         self._late = False
         self._summary: dict[str, Value] = {}
@@ -101,10 +114,22 @@ class Committer:
         #: Which attempt of the run this is: all that is written here belongs to it.
         self.attempt = spool.attempt
         #: Whether the attempt's inputs are there, without which nobody should write anything else.
-        self.created = self._has_begun()
-        self._streams = Streams(repository, spool, self.attempt, tails)
+        self.created = False
+        self._begun = False
+        self._streams = Streams(repository, spool, self.attempt, tails, redact)
         #: Whether this committer has recorded the run's end.
         self.stopped = False
+
+    def _begin(self) -> None:
+        """Find out, once, what is there of the run already. Raises StorageError."""
+        if self._begun:
+            return
+        self.created = self._has_begun()
+        if not self.created:
+            self._streams.begin()
+        if self._keep is not None:
+            self._retention = Retention(self._repository, self._spool.experiment, self._keep)
+        self._begun = True
 
     def _has_begun(self) -> bool:
         id = self._spool.experiment
@@ -118,11 +143,6 @@ class Committer:
         journal = self._journal
         return {journal.writer: journal.count} if journal else {}
 
-    def has_finished(self) -> bool:
-        """Whether the run's end has been recorded, as a good one."""
-        stop = self._repository.experiment(self._spool.experiment).stop
-        return stop is not None and stop.status is Status.FINISHED
-
     def has_stopped(self) -> bool:
         """Whether the run's end has been recorded, by this committer or by one before it."""
         id = self._spool.experiment
@@ -135,6 +155,7 @@ class Committer:
         `directory` is the project's while the run is alive: the state of its git repository is
         only taken then. Raises StorageError when the repository cannot be written; jobs then stay.
         """
+        self._begin()
         while self.pending:
             yield from self.commit_some(directory, final=directory is None)
 
@@ -167,30 +188,36 @@ class Committer:
             self.record(("summary", now(), {"metrics": encode_value(dict(last))}))
             self._summary, self._summarized = dict(last), time.monotonic()
 
-    def writer(self, stream: str) -> JournalWriter:
-        """A writer of its own for another of the run's streams."""
-        return self._repository.journal(
-            self._spool.experiment, new_id()[:16], stream, attempt=self.attempt
-        )
-
-    def beat(self, interval: float) -> None:
+    def beat(self) -> None:
         """Write the heartbeat, while there is an experiment: one that was removed stays so."""
         if self.created and self._repository.has(self._spool.experiment):
-            self._repository.beat(self._spool.experiment, interval, self.events)
+            self._repository.beat(self._spool.experiment, self.interval, self.events)
 
     # ------------------------------------------------------------ the steps of a commit
 
-    def commit_some(self, directory: Path | None = None, *, final: bool = False) -> list[str]:
+    def commit_some(
+        self,
+        directory: Path | None = None,
+        *,
+        final: bool = False,
+        jobs: bool = True,
+        streams: bool = True,
+    ) -> list[str]:
         """Like `commit`, for as many of the oldest jobs as go well together, after the points and
-        the output; with `final` also after a line of output that is not complete."""
-        names = self._spool.names()
+        the output; with `final` also after a line of output that is not complete. Of jobs and
+        `streams` either may be left for later."""
+        self._begin()
+        names = self._spool.names() if jobs else []
         if self.created:
-            self._streams.commit(final=final)
+            if streams:
+                self._streams.commit(final=final)
             self._summarize(at_once=final or bool(names))
         elif self._streams.pending:  # how the run ended comes after what it has logged and printed
             names = names[:-1] or names
+        if not names:
+            return []
         started = time.time()
-        batch = self._repository.batch(compress=self._compress)
+        batch = self._repository.batch(compress=self._compress, recent=self._recent)
         drafts: list[_Draft] = []
         done: list[str] = []
         total = 0
@@ -273,7 +300,9 @@ class Committer:
         events: list[Event] = []
         for draft in drafts:
             stored = batch.stored[draft.job] if draft.tree else None
-            outcome = {"tree": draft.tree, "size": draft.size, "stored": stored}
+            outcome: dict[str, Any] = {"tree": draft.tree, "size": draft.size, "stored": stored}
+            if packs := batch.packs_of(draft.tree) if draft.tree else ():
+                outcome["packs"] = packs
             kind = draft.header["kind"]
             if kind == "experiment":
                 self._create(draft, outcome)
@@ -282,13 +311,29 @@ class Committer:
             elif kind == "packages":
                 found = environment.packages(draft.header["modules"])
                 events.append(("packages", draft.time, {"packages": found}))
+            elif kind == "ending":
+                if self._is_news(draft.header["data"], events):
+                    events.append(("stop", draft.time, draft.header["data"]))
             elif kind != "lost":
                 events.append((kind, draft.time, {**draft.header["data"], **_only(kind, outcome)}))
-            events += [("problem", now(), {"message": p}) for p in draft.problems]
+            events += [("problem", now(), {"message": self._redact(p)}) for p in draft.problems]
         self.created = self.created or bool(events)
         self.record(*events)
         if self._retention is not None:
             self._drop(self._retention, events)
+
+    def _is_news(self, ending: Mapping[str, Any], events: Sequence[Event]) -> bool:
+        """Whether how the process ended says more than the script has said: when it has said
+        nothing, or that all went well before it failed all the same."""
+        said = [data["status"] for kind, _, data in events if kind == "stop"]
+        if not said and self.created:
+            with suppress(KeyNotFoundError):
+                stop = self._repository.experiment(self._spool.experiment).stop
+                said = [stop.status.value] if stop else []
+        if not said:
+            return self.created or bool(events)
+        failed: bool = ending["status"] == Status.FAILED
+        return said[-1] == Status.FINISHED and failed
 
     def _drop(self, retention: Retention, events: list[Event]) -> None:
         """Let go of the files that `keep` does not name, now that these events are committed."""
@@ -308,11 +353,11 @@ class Committer:
         record = replace(record, **draft.facts(), **outcome)
         self._repository.create_experiment(record)
         self.created = True
-        self.beat(INTERVAL)  # at once: a run that has only begun must not look lost
+        self.beat()  # at once: a run that has only begun must not look lost
 
     def _begin_attempt(self, draft: _Draft, outcome: Mapping[str, Any]) -> None:
         self.created = True
-        self.beat(INTERVAL)  # before the event, from which on its status is what the beat says
+        self.beat()  # before the event, from which on its status is what the beat says
         facts = encode_value(draft.facts())
         self.record(("attempt", draft.time, {**draft.header["data"], **facts, **outcome}))
         if self._retention is not None:

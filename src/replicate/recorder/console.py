@@ -134,11 +134,15 @@ class _Pipe:
 
 class Console:
     """The output of this process, from `begin` to `release`. One at a time: the experiment that was
-    begun last has it. With `all`, a terminal is led through a pipe too."""
+    begun last has it. With `all`, a terminal is led through a pipe too, and with `copied` a file,
+    for where it may be long until somebody saves what was printed to it."""
 
-    def __init__(self, streams: Sequence[TextIO | None], *, all: bool = False) -> None:
+    def __init__(
+        self, streams: Sequence[TextIO | None], *, all: bool = False, copied: bool = False
+    ) -> None:
         self._streams = dict(zip(KINDS, streams, strict=True))
         self._all = all
+        self._copied = copied
         self._prints: list[_Print] = []
         self._pipes: list[_Pipe] = []
         self._tee: subprocess.Popen[bytes] | None = None
@@ -189,6 +193,8 @@ class Console:
             return "print", (0, 0)
         place = (found.st_dev, found.st_ino)
         if stat.S_ISREG(found.st_mode):
+            if self._copied:
+                return "pipe", place
             return ("file" if _can_reopen(number) else "print"), place
         terminal = os.isatty(number) and not self._all
         return ("print" if terminal else "pipe"), place

@@ -8,37 +8,55 @@ from contextlib import suppress
 from pathlib import Path
 
 from replicate.errors import ReplicateError
-from replicate.recorder.commit import INTERVAL, Committer
+from replicate.recorder.commit import Committer
 
 
 class Foreground:
-    """Saves in the trainer's own process, while it waits."""
+    """Saves in the trainer's own process, while it waits: with each job, or where that takes
+    requests over a network only when somebody asks for it."""
 
-    def __init__(self, committer: Committer, directory: Path) -> None:
+    def __init__(self, committer: Committer, directory: Path, *, at_once: bool) -> None:
         self._committer = committer
         self._directory = directory
-        self._last_beat = -INTERVAL
+        self._at_once = at_once
+        self._last_beat = -committer.interval
         self._trouble: str | None = None
 
     def notify(self) -> list[str]:
+        return self._save() if self._at_once else []
+
+    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
+        self._save()
+        return self._trouble
+
+    def close(self, *, at_exit: bool) -> None:
+        with suppress(ReplicateError):
+            self._committer.commit_some(self._directory, final=True)
+            self._committer.beat()
+            self._committer.free(all=True)
+
+    def _save(self) -> list[str]:
         self._trouble = None
         try:
             problems = list(self._committer.commit(self._directory))
             self._committer.free()
-            if time.monotonic() - self._last_beat >= INTERVAL:
-                self._committer.beat(INTERVAL)
+            if time.monotonic() - self._last_beat >= self._committer.interval:
+                self._committer.beat()
                 self._last_beat = time.monotonic()
         except ReplicateError as error:
             self._trouble = str(error)
             return [self._trouble]
         return problems
 
+
+class Kept:
+    """Saves nothing: what is in the spool stays there until `replicate sync`."""
+
+    def notify(self) -> list[str]:
+        return []
+
     def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
-        self.notify()
-        return self._trouble
+        return None
 
     def close(self, *, at_exit: bool) -> None:
-        with suppress(ReplicateError):
-            self._committer.commit_some(self._directory, final=True)
-            self._committer.beat(INTERVAL)
-            self._committer.free(all=True)
+        pass

@@ -22,20 +22,19 @@ from pathlib import Path
 from typing import Any
 
 from replicate.backends.location import open_backend
-from replicate.config import Keep
-from replicate.errors import ReplicateError, StorageError
+from replicate.config import Keep, redaction
+from replicate.errors import RefusedError, ReplicateError, RepositoryError, StorageError
 from replicate.model import Status
 from replicate.recorder import capture
-from replicate.recorder.commit import INTERVAL, Committer
-from replicate.recorder.ending import ending_of, has_ended
-from replicate.records import now, stop_data
+from replicate.recorder.commit import Committer
+from replicate.recorder.ending import Ending, ending_of, has_ended
+from replicate.recorder.pace import LOCAL, REMOTE, Pace
+from replicate.recorder.segments import SegmentWriter
+from replicate.recorder.streams import SAMPLES
+from replicate.records import encode_time, stop_data
 from replicate.repository import Repository
-from replicate.spool import Spool
+from replicate.spool import Spool, job_header
 
-_FIRST_RETRY, _LAST_RETRY = 1.0, 30.0
-#: How long a helper whose trainer is gone tries to reach a repository that fails (seconds). What
-#: is left stays in the spool.
-_PATIENCE = 60.0
 #: How often it looks for what was logged or printed (seconds): nobody rings for that.
 _TAIL = 1.0
 #: How long it waits for the last of the output of a script that was killed, and for a sample of
@@ -43,6 +42,8 @@ _TAIL = 1.0
 _LAST_OUTPUT, _LAST_SAMPLE = 1.0, 2.0
 #: How long after the last word of a script its exit code is waited for (seconds).
 _EXIT_WAIT = 10.0
+#: Who begins to wait less than this after a failure is told of that one (seconds).
+_KNOWN = 10.0
 
 
 class Helper:
@@ -51,14 +52,19 @@ class Helper:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         backend = open_backend(settings["repository"], relative_to=Path(settings["directory"]))
         self._spool = Spool(Path(settings["spool"]))
+        self._repository = Repository(backend, self._spool.directory.parent)
+        self._online: bool = settings["online"]
+        self._reached = not backend.remote
+        self._pace = Pace(REMOTE if backend.remote else LOCAL, self._spool)
         self._committer = Committer(
-            Repository(backend),
+            self._repository,
             self._spool,
             compress=settings["compress"],
             keep=settings["keep"] and Keep(**settings["keep"]),
             await_copy=self._await_copy,
             progress=self._progress,
             tails=settings["console"]["tails"],
+            redact=redaction(settings["allow_secrets"]),
         )
         self._tee: int | None = settings["console"]["watch"]
         self._samples: bool = settings["system_metrics"]
@@ -75,53 +81,121 @@ class Helper:
         self._trainer_gone = False
         self._at_exit = False
         self._bye = False
+        self._ended = False
         self._said: set[str] = set()
+        self._failing = False
+        self._trouble = ""
+        self._sampled = threading.Event()
         self._done = threading.Event()
         self._sampling = threading.Thread(target=self._sample, daemon=True)
 
     def run(self) -> None:
         """Save, retry what fails, and return when there is nothing left to wait for."""
-        for work in (self._listen, self._beat):
-            threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
         if self._samples:
             self._sampling.start()
-        retry, waited = _FIRST_RETRY, 0.0
+        if not self._online:
+            self._keep()
+            return
+        if not self._reached and not self._reach():
+            return
+        threading.Thread(target=self._beat, daemon=True).start()
         while self._spool.directory.is_dir():  # else the repository was removed, and stays so
             # Taken before the commit: what was spooled before these were set is in it.
-            waiting, gone = self._waiting[:], self._trainer_gone or self._bye
-            trouble = self._save_some(gone)
+            waiting, gone = self._waiting[:], self._gone
+            if gone and not self._ended:
+                self._end()
+            trouble = self._save_some(gone, urgent=gone or bool(waiting))
             self._answer(waiting, trouble)
-            if trouble is None:
-                if self._committer.pending:
-                    continue
+            if trouble is not None:
+                if self._trainer_gone and self._pace.is_exhausted:
+                    self._leave()
+                    return
+                self._rest(self._pace.failed(), gone)
+            elif not self._committer.pending:
                 self._free(all=gone)
                 if gone:
                     self._finish()
                     return
-                retry, waited = _FIRST_RETRY, 0.0
-                self._wake.wait(_TAIL)
-            elif self._trainer_gone and waited >= _PATIENCE:
-                return  # the spool stays, and the next run or `recover` finishes it
-            else:
-                self._wake.wait(retry)
-                waited, retry = waited + retry, min(2 * retry, _LAST_RETRY)
+                self._doze(gone)
+            elif self._repository.backend.remote and not (waiting or gone):
+                self._doze(gone)
+
+    @property
+    def _gone(self) -> bool:
+        """Whether no more jobs will come."""
+        return self._trainer_gone or self._bye
+
+    def _doze(self, gone: bool) -> None:
+        """Wait for something to do: on a disk it is done at once."""
+        if self._repository.backend.remote:
+            self._rest(_TAIL, gone)
+        else:
+            self._wake.wait(_TAIL)
             self._wake.clear()
 
-    def _save_some(self, gone: bool) -> str | None:
-        """Commit the oldest jobs, and how the run ended when it did; return what went wrong."""
+    def _rest(self, seconds: float, gone: bool) -> None:
+        """Wait so long, but not when somebody waits for us, or no more jobs will come."""
+        until = time.monotonic() + seconds
+        while gone == self._gone and (left := until - time.monotonic()) > 0:
+            if self._waiting and not self._pace.has_just_failed(_KNOWN):
+                return
+            if self._waiting:
+                self._answer(self._waiting[:], self._trouble)
+            self._wake.wait(left)
+            self._wake.clear()
+
+    def _reach(self) -> bool:
+        """Tell the trainer whether the repository can be used; False when it cannot, whatever one
+        waits for: then nothing is recorded."""
         try:
-            for problem in self._committer.commit_some(self._directory, final=gone):
-                self._report(problem)
-            if self._committer.pending:
-                return None
-            if gone and self._committer.created and not self._committer.has_stopped():
-                self._record_ending()
-            if self._committer.stopped:
-                self._committer.beat(INTERVAL)
+            self._make_repository()
+            self._send({"reached": True})
         except StorageError as error:
-            self._report(f"{error} The run goes on; saving is tried again.")
-            return str(error)
+            if isinstance(error, RefusedError):
+                self._send({"refused": [error.message, error.hint]})
+                return False
+            self._send({"reached": False})
+            self._fail(error)
+            self._rest(self._pace.failed(), gone=False)
+        except ReplicateError as error:
+            self._send({"refused": [error.message, error.hint]})
+            return False
+        return True
+
+    def _make_repository(self) -> None:
+        self._repository.create()
+        self._reached = True
+
+    def _save_some(self, gone: bool, *, urgent: bool) -> str | None:
+        """Commit the oldest jobs if it is time, with how the run ended when it did; return what
+        went wrong."""
+        jobs, streams = (True, True) if urgent else self._pace.due()
+        try:
+            if not self._reached:
+                self._make_repository()
+            for problem in self._committer.commit_some(
+                self._directory, final=gone, jobs=jobs, streams=streams
+            ):
+                self._report(problem)
+            if self._committer.stopped and not self._committer.pending:
+                self._committer.beat()
+        except (StorageError, RepositoryError) as error:
+            return self._fail(error)
+        self._pace.committed(jobs=jobs, streams=streams)
+        if self._failing:
+            self._failing = False
+            self._send({"failing": False})
         return None
+
+    def _fail(self, error: ReplicateError) -> str:
+        """Tell the person once in each outage, however many things fail in it."""
+        self._trouble = str(error)
+        if not self._failing:
+            self._failing = True
+            self._report(f"{error} The run goes on; saving is tried again.")
+            self._send({"failing": True})
+        return self._trouble
 
     def _free(self, *, all: bool) -> None:
         try:
@@ -129,56 +203,81 @@ class Helper:
         except ReplicateError as error:
             self._report(f"The files of dropped checkpoints still take space: {error}")
 
+    def _keep(self) -> None:
+        """Offline: what the run records stays in the spool, until `replicate sync`."""
+        while self._spool.directory.is_dir() and not self._gone:
+            self._wake.wait()
+            self._wake.clear()
+        self._end()
+        self._leave()
+
     # ------------------------------------------------------------ the end
 
-    def _finish(self) -> None:
-        """The trainer has stopped the experiment or is gone, and all is in the repository."""
-        self._done.set()
-        if self._at_exit:
-            self._correct_status()
+    def _end(self) -> None:
+        """The trainer has stopped the experiment or is gone: complete what it has left."""
+        self._ended = True
+        self._pace.restart_patience()
+        self._sampled.set()
         if self._samples:
             self._sampling.join(_LAST_SAMPLE)
-        self._spool.destroy()
+        if not self._bye:  # it may have stopped all the same: the committer will know
+            self._spool_ending(ending_of(self._watch))
 
-    def _record_ending(self) -> None:
-        stop = ending_of(self._watch).stop()
-        self._committer.record(("stop", stop.time, stop_data(stop)))
+    def _finish(self) -> None:
+        """All is in the repository."""
+        with suppress(StorageError):
+            if self._bye and self._committer.created and not self._committer.has_stopped():
+                self._spool_ending(ending_of(self._watch))
+            self._correct_status()
+            while self._committer.pending:
+                self._committer.commit_some(final=True)
+            self._done.set()
+            self._committer.beat()
+            self._spool.destroy()
+
+    def _leave(self) -> None:
+        """What is not saved stays in the spool, for the next run or for `replicate sync`."""
+        self._done.set()
+        self._correct_status()
+
+    def _spool_ending(self, ending: Ending) -> None:
+        stop = ending.stop()
+        header = {**job_header("ending", data=stop_data(stop)), "time": encode_time(stop.time)}
+        with suppress(OSError):  # nobody is left to tell: the status will be that it is lost
+            self._spool.add(self._spool.last_name(), header, [])
 
     def _correct_status(self) -> None:
         """A script that called sys.exit(1) looks finished to its exit handlers; it has failed."""
-        if self._watch is None or not select.select([self._watch], [], [], _EXIT_WAIT)[0]:
+        if not self._at_exit or self._watch is None:
             return
-        if ending_of(self._watch).stop().status is Status.FAILED:
-            with suppress(StorageError):
-                if not self._committer.has_finished():
-                    return  # it has said more: with which exception it failed
-                self._record_ending()
-                self._committer.beat(INTERVAL)
+        if select.select([self._watch], [], [], _EXIT_WAIT)[0]:
+            ending = ending_of(self._watch)
+            if ending.stop().status is Status.FAILED:
+                self._spool_ending(ending)
 
     # ------------------------------------------------------------ the other threads
 
     def _beat(self) -> None:
         """Say every few seconds that the run is alive."""
-        while not self._done.wait(INTERVAL if self._committer.created else 0.05):
+        while not self._done.wait(self._committer.interval if self._committer.created else 0.05):
             # A beat that fails is not worth a word: the next one, or a job, will tell.
             with suppress(ReplicateError):
                 if self._spool.directory.is_dir():
-                    self._committer.beat(INTERVAL)
+                    self._committer.beat()
 
     def _sample(self) -> None:
         """Measure the machine every few seconds. A sample that fails is not worth a word."""
         from replicate.recorder.system import Sampler, sample_until
 
-        writer = self._committer.writer("system")
+        writer = SegmentWriter(str(self._spool.directory), SAMPLES)
 
         def keep(sample: Mapping[str, float]) -> bool:
-            if self._committer.created:
-                with suppress(ReplicateError):
-                    writer.append([("sample", now(), {"metrics": dict(sample)})])
-                    return True
+            with suppress(OSError):
+                writer.append(json.dumps((time.time(), sample)).encode() + b"\n")
+                return True
             return False
 
-        sample_until(self._done.wait, Sampler(self._pid, self._directory), keep)
+        sample_until(self._sampled.wait, Sampler(self._pid, self._directory), keep)
 
     def _listen(self) -> None:
         """Take messages as they come: a leased file must not wait for what is being committed,

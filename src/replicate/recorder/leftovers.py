@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from replicate.repository import Repository
 from replicate.spool import all_spools
 
 
-def recover_leftovers(repository: Repository, root: Path) -> Iterator[str]:
+def recover_leftovers(repository: Repository) -> Iterator[str]:
     """As `recovery.recover`. Where there is nothing, as nearly always, it costs next to nothing."""
-    if all_spools(root):
+    if all_spools(repository.spools):
         # The committer brings 10 ms of imports, which only a run after a crash has to pay.
         from replicate.recorder.recovery import recover
 
-        yield from recover(repository, root)
+        yield from recover(repository)

@@ -10,11 +10,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from replicate.errors import RepositoryError
 from replicate.recorder.capture import Capture
 from replicate.recorder.ending import watch_this_process
 from replicate.spool import Spool
@@ -67,6 +69,10 @@ class HelperLink:
         self._problems: list[str] = []
         #: Grows while the helper saves something that takes long.
         self.progress = 0
+        #: Whether the repository cannot be reached at present.
+        self.failing = False
+        self._reached: bool | None = None
+        self._refused: tuple[str, str | None] | None = None
         ours, theirs = socket.socketpair()
         watch = watch_this_process()
         path = [p for p in sys.path[1:] if p] + sys.path[:1]
@@ -110,6 +116,17 @@ class HelperLink:
         self._receive(timeout=0)
         problems, self._problems = self._problems, []
         return problems
+
+    def await_repository(self, timeout: float) -> bool | None:
+        """Whether the repository can be reached; None when that is not known yet after so many
+        seconds. Raises RepositoryError where it could be, and cannot be used."""
+        end = time.monotonic() + timeout
+        while self._reached is None and (left := end - time.monotonic()) > 0:
+            self._receive(left)
+        if self._refused is not None:
+            message, hint = self._refused
+            raise RepositoryError(message, hint=hint)
+        return self._reached
 
     def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
         """Hand over a leased file, or return False when that is not possible now."""
@@ -168,6 +185,11 @@ class HelperLink:
         messages = [json.loads(line) for line in lines]
         self._problems += [m["problem"] for m in messages if "problem" in m]
         self.progress += sum("saved" in m for m in messages)
+        for message in messages:
+            self.failing = message.get("failing", self.failing)
+            self._reached = message.get("reached", self._reached)
+            if "refused" in message:
+                self._reached, self._refused = False, message["refused"]
         return [m for m in messages if "idle" in m]
 
 

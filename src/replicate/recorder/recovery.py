@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from replicate.errors import StorageError
 from replicate.model import short
@@ -12,13 +11,13 @@ from replicate.repository import Repository
 from replicate.spool import Spool, all_spools
 
 
-def recover(repository: Repository, root: Path, *, tell_live: bool = False) -> Iterator[str]:
+def recover(repository: Repository, *, tell_live: bool = False) -> Iterator[str]:
     """Commit every job that nobody else is about to commit; yield a sentence for each run.
 
     A run whose process or helper is alive has its spool locked, and is passed over,
     with `tell_live` not without a word.
     """
-    for spool in all_spools(root):
+    for spool in all_spools(repository.spools):
         lock = spool.try_lock()
         if lock is None:
             if tell_live and spool.names():

@@ -59,11 +59,13 @@ class Retention:
             self._checkpoints.setdefault(checkpoint.id, checkpoint)
         dropped = to_drop(self._keep, list(self._checkpoints.values()))
         for checkpoint in dropped:
-            assert checkpoint.tree is not None
-            self._doomed |= objects_of(checkpoint.tree, self._repository)
+            assert checkpoint.tree_ref is not None
+            self._doomed |= objects_of(checkpoint.tree_ref, self._repository)
             self._waiting += checkpoint.stored or 0
             # Its tree is forgotten only here: `to_drop` must not name it twice.
-            self._checkpoints[checkpoint.id] = replace(checkpoint, tree=None, dropped=True)
+            self._checkpoints[checkpoint.id] = replace(
+                checkpoint, tree=None, packs=(), dropped=True
+            )
         return [c.id for c in dropped]
 
     def free(self, *, all: bool = False) -> None:

@@ -20,8 +20,11 @@ from replicate.recorder.points import POINTS
 from replicate.recorder.segments import Segment, Segments
 from replicate.records import encode_value, new_id
 from replicate.repository import JournalWriter, Repository
+from replicate.secrets import Redact, redact_text
 from replicate.spool import Spool
 
+#: The kind of lines that say how the machine did: `[seconds since the epoch, {name: number}]`.
+SAMPLES = "samples"
 #: No event holds more points than this, so that damage to its line takes no more.
 _POINTS = 1000
 #: So many points are looked at for the last value of each metric, of those that came together.
@@ -46,8 +49,10 @@ class Streams:
         spool: Spool,
         attempt: int,
         tails: Sequence[Mapping[str, Any]] = (),
+        redact: Redact = redact_text,
     ) -> None:
         self._repository = repository
+        self._redact = redact
         self._experiment = spool.experiment
         self._attempt = attempt
         self._segments = Segments(str(spool.directory))
@@ -57,10 +62,15 @@ class Streams:
         self._full = False
         self._waiting_since: dict[str, float] = {}
         self._resumed = False
+        self._sampled = 0.0
         #: Whether it has committed anything.
         self.used = False
         #: The last value of each metric that was logged, as far as this process has seen them.
         self.last: dict[str, Value] = {}
+
+    def begin(self) -> None:
+        """Nothing of it is in the repository yet, so that nobody need look."""
+        self._resumed = True
 
     def _resume(self) -> None:
         """Pass what is in the repository already, by the hand of a process that has died."""
@@ -74,6 +84,8 @@ class Streams:
             done[source] = max(event.data["end"], done.get(source, 0))
             self._output += len(event.data["text"])
             self._full = self._full or event.kind == "truncated"
+        for event in self._repository.stream(self._experiment, "system").read():
+            self._sampled = max(self._sampled, event.time.timestamp())
         self._segments.skip(done)
         for tail in self._tails:
             tail.offset = max(tail.offset, done.get((tail.kind, tail.source), 0))
@@ -92,6 +104,8 @@ class Streams:
         for segment in found:
             if segment.kind == POINTS:
                 self._commit_points(segment)
+            elif segment.kind == SAMPLES:
+                self._commit_samples(segment)
         more = True
         while more:
             more = self._commit_output([s for s in found if s.kind in KINDS], final)
@@ -116,6 +130,20 @@ class Streams:
                 for point in map(_point, chunk[-_LAST:]):
                     self.last.update(point[2] if point else {})
             self._append("log", [event for event in events if event is not None])
+            segment.advance(lines)
+
+    def _commit_samples(self, segment: Segment) -> None:
+        """Samples have no numbers: those that another has committed are told by their time."""
+        while lines := segment.lines():
+            found = [sample for sample in map(_sample, lines) if sample is not None]
+            self._append(
+                "system",
+                [
+                    ("sample", _time(when), {"metrics": metrics})
+                    for when, metrics in found
+                    if _time(when).timestamp() > self._sampled
+                ],
+            )
             segment.advance(lines)
 
     # ------------------------------------------------------------ output
@@ -154,7 +182,7 @@ class Streams:
                 text += pieces[place].text
                 end = pieces[place].end
                 place += 1
-            text = without_overwritten(text)
+            text = self._redact(without_overwritten(text))
             event = {"stream": first.kind, "source": first.source, "first": first.first, "end": end}
             if self._full:
                 continue
@@ -259,6 +287,14 @@ def _point(line: bytes) -> tuple[float, int | float, dict[str, Value]] | None:
         when, step, metrics = json.loads(line)
         return float(when), step, dict(metrics)
     except (ValueError, TypeError):
+        return None
+
+
+def _sample(line: bytes) -> tuple[float, dict[str, Value]] | None:
+    try:
+        when, metrics = json.loads(line)
+        return float(when), dict(metrics)
+    except (ValueError, TypeError):  # a crash of the machine has spoilt it
         return None
 
 
