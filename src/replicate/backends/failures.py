@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from replicate.errors import KeyNotFoundError, StorageError
+from replicate.errors import KeyNotFoundError, RefusedError, StorageError
 
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 _STATUS = re.compile(r"status code: ([0-9]{3})|^ +status: ([0-9]{3}),", re.MULTILINE)
@@ -60,6 +60,12 @@ _CODES = {
     "ServerBusy": _BUSY,
     "TooManyRequests": _BUSY,
 }
+_NO_CREDENTIALS = ("no credentials were found", _CREDENTIALS)
+#: What trying again does not change, before somebody has.
+_REFUSALS = {
+    *(_NO_BUCKET, _CLOCK, _DENIED, _UNKNOWN_KEY, _EXPIRED, _ELSEWHERE, _NO_CREDENTIALS),
+    _CODES["InvalidBucketName"],
+}
 _STATUSES = {301: _ELSEWHERE, 401: _UNKNOWN_KEY, 403: _DENIED, 429: _BUSY}
 
 
@@ -93,13 +99,14 @@ def storage_error(action: str, url: str, key: str, error: BaseException) -> Stor
         return KeyNotFoundError(f"no {key} in {url}")
     where = f"{url.rstrip('/')}/{key}" if key else url
     cause, hint = _cause(text)
-    return StorageError(f"cannot {action} {where}: {cause}", hint=hint)
+    kind = RefusedError if (cause, hint) in _REFUSALS else StorageError
+    return kind(f"cannot {action} {where}: {cause}", hint=hint)
 
 
 def _cause(text: str) -> tuple[str, str | None]:
     code, status = _code(text), _status(text)
     if any(host in text for host in _INSTANCE):
-        return "no credentials were found", _CREDENTIALS
+        return _NO_CREDENTIALS
     if known := _CODES.get(code) or _STATUSES.get(status):
         return known
     if status >= 500:
@@ -115,7 +122,7 @@ def _connection(text: str) -> tuple[str, str | None]:
         if sign in text:
             return cause, "Check the network and the endpoint. It is safe to try again."
     if "redential" in text or "ccount" in text:
-        return "no credentials were found", _CREDENTIALS
+        return _NO_CREDENTIALS
     return "the connection failed", "Check the network and the endpoint. It is safe to try again."
 
 
