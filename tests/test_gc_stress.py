@@ -77,7 +77,7 @@ class GatedMemory(MemoryBackend):
 class Untouching(GatedMemory):
     """A store whose writers leave alone what is there already."""
 
-    def put_if_absent(self, items: Mapping[str, Content]) -> set[str]:
+    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
         return super().put_if_absent({k: c for k, c in items.items() if self.stat(k) is None})
 
 
@@ -109,7 +109,7 @@ def naive(repository: Repository) -> None:
     used: set[str] = set()
     for experiment in repository.experiments():
         for reference in references(experiment):
-            used |= needed_objects(reference.tree, repository.tree(reference.tree))
+            used |= needed_objects(reference.ref, repository.tree(*reference.ref))
     backend.delete(old - used)
 
 
@@ -321,5 +321,5 @@ def _needed(repository: Repository) -> set[str]:
     names: set[str] = set()
     for experiment in repository.experiments():
         for reference in references(experiment):
-            names |= needed_objects(reference.tree, repository.tree(reference.tree))
+            names |= needed_objects(reference.ref, repository.tree(*reference.ref))
     return names

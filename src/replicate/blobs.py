@@ -5,21 +5,25 @@ It knows keys, hashes and encodings; it does not know which file a blob belongs 
 
 from __future__ import annotations
 
-import mmap
+import io
 import os
+import threading
+import time
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blake3 import blake3
 
 from replicate import compression
 from replicate.backends.base import Backend, Content
-from replicate.backends.files import write_at
+from replicate.backends.files import open_no_link, write_at
 from replicate.backends.local import LocalBackend
 from replicate.background import Background
 from replicate.chunking import MAX_CHUNK
 from replicate.errors import DamagedError, KeyNotFoundError
+from replicate.packs import encode_pack, groups, object_name, pack_key
 
 #: No blob is larger, so that any one fits in memory (bytes).
 MAX_BLOB = MAX_CHUNK
@@ -29,12 +33,22 @@ FRESH = 1800.0
 #: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue. While
 #: it is written, as much again is added.
 FLUSH_AT = 64 << 20
+#: What goes into packs, where there are any (bytes as stored): decision 8 has the measurements. A
+#: tree is read by all who follow references, and none has it in common with another tree.
+_SMALL_BLOB, _SMALL_TREE = 64 << 10, 256 << 10
+#: What a batch refers to was touched before its journal line by no more than a collector's grace,
+#: 2 * FRESH: so long ago when the batch before found it there, so long since then, and FRESH for
+#: the batch itself (seconds).
+TOUCHED, _RECENT = FRESH / 3, FRESH / 2
+#: How many objects are remembered at most, as some hundred bytes each.
+_REMEMBERED = 100_000
 
 
+_OTHER_BYTES = "its bytes do not match its name"
 _NEXT = "Restore it from a copy. `replicate verify` names the checkpoints that it hurts."
 
 
-def hash_of(content: Content | mmap.mmap) -> str:
+def hash_of(content: Content) -> str:
     """The BLAKE3 hash of `content`, 64 hex digits; what `b3sum` prints for the same bytes."""
     return blake3(content).hexdigest()
 
@@ -51,17 +65,44 @@ def tree_key(hash: str) -> str:
 _Items = dict[str, tuple[Content, Hashable]]
 
 
+class Recent:
+    """Where what this process has stored lies, for as long as no collector can take it: what has
+    not changed since the last checkpoint is then neither sent nor asked for again."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[float, str]] = {}
+
+    def find(self, name: str) -> str | None:
+        """The pack that holds the object, "" when it lies alone; None when that is not known."""
+        stored, pack = self._places.get(name, (0.0, ""))
+        return pack if 0 <= time.time() - stored < _RECENT else None
+
+    def add(self, names: Iterable[str], pack: str, stored: float) -> None:
+        """Take note of objects that were stored, or touched, not earlier than `stored`."""
+        for name in names:
+            self._places.pop(name, None)  # so that the oldest come first
+            self._places[name] = (stored, pack)
+        while len(self._places) > _REMEMBERED:
+            del self._places[next(iter(self._places))]
+
+
 class Batch:
     """Blobs and trees on their way into a backend, written many at a time.
+
+    With `recent`, small ones go into packs, and what it knows is not stored again: see decision 8.
 
     What was added is durable only after `flush()`. `stored[owner]` then counts the bytes of blobs
     that were new to the repository, as they are stored, for whoever added them first. Contents
     must stay valid until the flush.
     """
 
-    def __init__(self, backend: Backend, *, compress: bool) -> None:
+    def __init__(self, backend: Backend, *, compress: bool, recent: Recent | None = None) -> None:
         self._backend = backend
         self._compress = compress
+        self._recent = recent
+        #: Of each tree, the names of its blobs; and of each object that is in a pack, which.
+        self._trees: dict[str, tuple[str, ...]] = {}
+        self._packed: dict[str, str] = {}
         self._items: _Items = {}
         self._writing: Background[None] | None = None
         self._size = 0
@@ -73,11 +114,20 @@ class Batch:
         self._add(hash, content, owner)
         return hash
 
-    def add_tree(self, manifest: bytes, owner: Hashable) -> str:
-        """Queue a tree's manifest and return its hash."""
+    def add_tree(self, manifest: bytes, owner: Hashable, blobs: Iterable[str] = ()) -> str:
+        """Queue a tree's manifest and return its hash. `blobs` are the hashes of all its blobs,
+        which were added before."""
         hash = hash_of(manifest)
-        self._queue(tree_key(hash), manifest, owner)
+        if self._recent is not None:
+            self._trees[hash] = tuple(map(blob_key, blobs))
+        if not self._is_recent(tree_key(hash)):
+            self._queue(tree_key(hash), manifest, owner)
         return hash
+
+    def packs_of(self, tree: str) -> tuple[str, ...]:
+        """The packs that hold the tree that was added here, or any blob of it. After `flush()`."""
+        names = (tree_key(tree), *self._trees.get(tree, ()))
+        return tuple(sorted({self._packed[name] for name in names if name in self._packed}))
 
     def flush(self) -> None:
         """Write all that was added. Trees and blobs may go together, because nothing refers to a
@@ -105,16 +155,41 @@ class Batch:
     def _store(self, items: _Items) -> None:
         if not items:
             return
-        created = self._backend.put_if_absent({k: c for k, (c, _) in items.items()})
-        for key in created:
+        contents = {key: content for key, (content, _) in items.items()}
+        packs = {} if self._recent is None else _packed(contents)
+        sent = time.time()
+        fresh = 0.0 if self._recent is None else TOUCHED
+        created = self._backend.put_if_absent(contents, fresh=fresh)
+        new = (key for name in created for key in packs.get(name, [name]))
+        for key in new:
             content, owner = items[key]
             if key.startswith("blobs/"):
                 self.stored[owner] += len(content)
+        for key in contents if self._recent is not None else ():
+            self._remember(packs.get(key, [key]), key if key in packs else "", sent)
+
+    def _remember(self, keys: Iterable[str], pack: str, sent: float) -> None:
+        """Take note of where these were stored."""
+        assert self._recent is not None
+        names = [name for key in keys if (name := object_name(key))]
+        hash = pack.rpartition("/")[2].removesuffix(".pack")
+        self._recent.add(names, hash, sent)
+        if hash:
+            self._packed |= dict.fromkeys(names, hash)
+
+    def _is_recent(self, name: str) -> bool:
+        """Whether the object need not be stored again."""
+        pack = None if self._recent is None else self._recent.find(name)
+        if pack:
+            self._packed[name] = pack
+        return pack is not None
 
     def _add(self, hash: str, content: Content, owner: Hashable) -> None:
+        if self._is_recent(blob_key(hash)):
+            return
         if not self._compress:
             self._queue(blob_key(hash), content, owner)
-        elif not self._is_fresh(hash):
+        elif self._recent is not None or not self._is_fresh(hash):  # to ask costs more than to send
             suffix, payload = compression.encode(content)
             self._queue(blob_key(hash, suffix), payload, owner)
 
@@ -135,74 +210,116 @@ class Batch:
                 self._write_behind()
 
 
+def _packed(contents: dict[str, Content]) -> dict[str, list[str]]:
+    """Put packs in the place of the small ones of `contents`; return what is in each of them."""
+    packs: dict[str, list[str]] = {}
+    for group in groups({k: c for k, c in contents.items() if _is_small(k, c)}):
+        if len(group) < 2:  # a pack of one would save nothing
+            continue
+        for key in group:
+            del contents[key]
+        hash, content = encode_pack(group)
+        contents[pack_key(hash)], packs[pack_key(hash)] = content, list(group)
+    return packs
+
+
+def _is_small(key: str, content: Content) -> bool:
+    return len(content) <= (_SMALL_TREE if key.startswith("trees/") else _SMALL_BLOB)
+
+
 def read_blob(backend: Backend, hash: str, size: int) -> bytes:
     """The raw bytes of a blob of `size` bytes, verified.
 
     Raises DamagedError naming the key when they are missing or not what was written.
     """
-    for suffix in compression.SUFFIXES:
-        key = blob_key(hash, suffix)
-        try:
-            payload = backend.get(key, 0, MAX_BLOB + 1)
-        except KeyNotFoundError:
-            continue
-        name = f"{backend.url}/{key}"
-        try:
-            data = compression.decode(suffix, payload, size) if suffix else payload
-        except DamagedError as error:
-            raise DamagedError(f"{name} is damaged: {error}", hint=_NEXT) from error
+    return read_stored(backend, hash, size)[2]
+
+
+def read_stored(backend: Backend, hash: str, size: int) -> tuple[str, bytes, bytes]:
+    """As `read_blob`, with the encoding in which the blob is stored: its suffix, the bytes as they
+    are stored, and the raw ones."""
+    suffix, payload = _find(backend, hash)
+    with _named(backend, hash, suffix):
+        data = compression.decode(suffix, payload, size) if suffix else payload
         if len(data) != size or hash_of(data) != hash:
-            raise DamagedError(f"{name} is damaged: its bytes do not match its name", hint=_NEXT)
-        return data
+            raise DamagedError(_OTHER_BYTES)
+    return suffix, payload, data
+
+
+def _find(backend: Backend, hash: str) -> tuple[str, bytes]:
+    """The encoding in which a blob is stored, and the bytes as they are stored."""
+    for suffix in compression.SUFFIXES:
+        with suppress(KeyNotFoundError):
+            return suffix, backend.get(blob_key(hash, suffix), 0, MAX_BLOB + 1)
     raise DamagedError(f"{backend.url}/{blob_key(hash)} is missing", hint=_NEXT)
 
 
-def copy_blob(backend: Backend, hash: str, size: int, descriptor: int, offset: int) -> None:
-    """Write the raw bytes of a blob at `offset` of an open file, verified before they are written.
+@contextmanager
+def _named(backend: Backend, hash: str, suffix: str) -> Iterator[None]:
+    """Say of damage which object has it."""
+    try:
+        yield
+    except DamagedError as error:
+        name = f"{backend.url}/{blob_key(hash, suffix)}"
+        raise DamagedError(f"{name} is damaged: {error}", hint=_NEXT) from error
 
-    Raises like `read_blob`, and OSError when the file cannot be written.
+
+def copy_blob(backend: Backend, hash: str, size: int, descriptor: int, offset: int) -> None:
+    """Write the raw bytes of a blob at `offset` of an open file.
+
+    They are verified while they are written. Raises like `read_blob`, and then what is there now is
+    not the blob; OSError when the file cannot be written.
     """
     if isinstance(backend, LocalBackend) and size:
         path = backend.path_of(blob_key(hash))
         if _copy_in_place(path, hash, size, descriptor, offset):
             return
-    write_at(descriptor, read_blob(backend, hash, size), offset)
+    suffix, payload = _find(backend, hash)
+    with _named(backend, hash, suffix):
+        found = blake3()
+        for piece in compression.pieces(suffix, payload, size):
+            found.update(piece)
+            write_at(descriptor, piece, offset)
+            offset += len(piece)
+        if found.hexdigest() != hash:
+            raise DamagedError(_OTHER_BYTES)
+
+
+class _Buffer(threading.local):
+    """Memory of one thread, which stays in the processor's cache: bytes are read into it, hashed
+    and written from there, and nothing is mapped or allocated for each blob."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(compression.PIECE))
+
+
+_buffer = _Buffer()
 
 
 def _copy_in_place(path: Path, hash: str, size: int, descriptor: int, offset: int) -> bool:
-    """Copy a raw blob from file to file, without memory of its own; False when there is none that
-    is whole, which `read_blob` can tell more of."""
+    """Copy a raw blob from file to file; False when there is none that is whole, which `read_blob`
+    can tell more of."""
     try:
-        source = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        source = open_no_link(str(path), os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError:
         return False
-    try:
+    found, done = blake3(), 0
+    with open(source, "rb", buffering=0) as file:
         if os.fstat(source).st_size != size:
             return False
-        with mmap.mmap(source, size, access=mmap.ACCESS_READ) as content:
-            if hash_of(content) != hash:
-                return False
-            done = _copy_range(source, size, descriptor, offset)
-            if done < size:
-                with memoryview(content) as view, view[done:] as rest:
-                    write_at(descriptor, rest, offset + done)
-        return True
-    finally:
-        os.close(source)
+        while piece := _read_piece(file, size - done):
+            found.update(piece)
+            write_at(descriptor, piece, offset + done)
+            done += len(piece)
+    return done == size and found.hexdigest() == hash
 
 
-def _copy_range(source: int, size: int, descriptor: int, offset: int) -> int:
-    """How many bytes the kernel has copied by itself: all, where it and the file systems can."""
-    done = 0
+def _read_piece(file: io.FileIO, most: int) -> memoryview:
+    """The next bytes of a file, valid until the next call; none at its end, or where it fails."""
     try:
-        while done < size:
-            copied = os.copy_file_range(source, descriptor, size - done, done, offset + done)
-            if copied == 0:
-                break
-            done += copied
-    except (AttributeError, OSError):
-        pass  # what is left is written in the ordinary way, which fails if this was a real failure
-    return done
+        return _buffer.view[: file.readinto(_buffer.view[:most])]
+    except OSError:
+        return _buffer.view[:0]
 
 
 def read_blobs(backend: Backend, chunks: Iterable[tuple[str, int]]) -> Iterable[bytes]:

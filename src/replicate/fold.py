@@ -155,7 +155,7 @@ class _Folding:
 
     def _checkpoint(self, made: CheckpointRecord, record: ExperimentRecord) -> CheckpointRecord:
         if made.id in self.dropped:
-            made = replace(made, tree=None, dropped=True)
+            made = replace(made, tree=None, packs=(), dropped=True)
         if record.supersedes(made.attempt, made.created, made.step):
             made = replace(made, superseded=True)
         return made
@@ -173,6 +173,7 @@ def _first_attempt(inputs: ExperimentRecord) -> Attempt:
         tree=inputs.tree,
         size=inputs.size,
         stored=inputs.stored,
+        packs=inputs.packs,
         environment=inputs.environment,
         packages=inputs.packages,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 #: What JSON can hold, with NaN and the infinities.
 Value = Any
@@ -46,6 +46,18 @@ class PrimaryMetric:
     goal: Goal
 
 
+class TreeRef(NamedTuple):
+    """The hash of a tree, and the hashes of the packs that hold it or some of its blobs."""
+
+    tree: str
+    packs: tuple[str, ...] = ()
+
+
+def all_packs(refs: Iterable[TreeRef | None]) -> tuple[str, ...]:
+    """The packs of several trees: what reading files of all of them needs."""
+    return tuple(dict.fromkeys(pack for ref in refs if ref for pack in ref.packs))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecord:
     """A version of an experiment's outputs.
@@ -71,6 +83,12 @@ class CheckpointRecord:
     dropped: bool = False
     attempt: int = 1
     superseded: bool = False
+    packs: tuple[str, ...] = ()
+
+    @property
+    def tree_ref(self) -> TreeRef | None:
+        """Where its files are; None without files."""
+        return None if self.tree is None else TreeRef(self.tree, self.packs)
 
     @property
     def primary_value(self) -> float | None:
@@ -214,6 +232,12 @@ class Attempt:
     from_step: int | float | None = None
     restored: Restored | None = None
     stop: Stop | None = None
+    packs: tuple[str, ...] = ()
+
+    @property
+    def tree_ref(self) -> TreeRef | None:
+        """Where its code is; None when none was saved."""
+        return None if self.tree is None else TreeRef(self.tree, self.packs)
 
     @property
     def predecessor(self) -> int | None:
@@ -292,6 +316,12 @@ class ExperimentRecord:
     imported: Mapping[str, Value] | None = None
     attempts: tuple[Attempt, ...] = ()
     edits: tuple[Edit, ...] = ()
+    packs: tuple[str, ...] = ()
+
+    @property
+    def tree_ref(self) -> TreeRef | None:
+        """Where its code is; None when none was saved."""
+        return None if self.tree is None else TreeRef(self.tree, self.packs)
 
     @property
     def status(self) -> Status:
@@ -371,6 +401,7 @@ def with_inputs(experiment: ExperimentRecord, attempt: Attempt) -> ExperimentRec
         tree=attempt.tree,
         size=attempt.size,
         stored=attempt.stored,
+        packs=attempt.packs,
         environment=attempt.environment,
         packages=attempt.packages,
     )

@@ -15,7 +15,7 @@ from typing import Any
 from replicate.backends.files import explained
 from replicate.errors import DamagedError, UnsafeTreeError, UsageError
 from replicate.maintenance import Progress
-from replicate.model import ExperimentRecord, Point, short
+from replicate.model import ExperimentRecord, Point, TreeRef, short
 from replicate.repository import Repository
 from replicate.tree import stage
 
@@ -93,21 +93,22 @@ def _write_experiment(
     write_lines(directory / "experiment.json", [_json(value, indent=2)])
     write_lines(directory / "checkpoints.jsonl", map(_json, checkpoints))
     write_lines(directory / "history.jsonl", history)
-    for place, tree in _trees(record).items():
+    for place, (tree, packs) in _trees(record).items():
         try:
-            entries = repository.tree(tree).entries
-            with stage(repository.backend, entries, directory / place) as staged:
+            entries = repository.tree(tree, packs).entries
+            with stage(repository.objects(packs), entries, directory / place) as staged:
                 staged.move_into_place()
         except (DamagedError, UnsafeTreeError) as error:
             yield f"{place} of experiment {short(record.id)} is lost: {error}"
 
 
-def _trees(record: ExperimentRecord) -> dict[str, str]:
+def _trees(record: ExperimentRecord) -> dict[str, TreeRef]:
     """Where the files of an experiment go: its code, and the files of each checkpoint."""
-    trees = {"code": record.tree}
-    trees |= {f"attempts/{a.number}/code": a.tree for a in record.attempts if a.tree != record.tree}
-    trees |= {f"checkpoints/{c.id}": c.tree for c in record.checkpoints}
-    return {place: tree for place, tree in trees.items() if tree is not None}
+    others = [a for a in record.attempts if a.tree != record.tree]
+    trees = {"code": record.tree_ref}
+    trees |= {f"attempts/{a.number}/code": a.tree_ref for a in others}
+    trees |= {f"checkpoints/{c.id}": c.tree_ref for c in record.checkpoints}
+    return {place: ref for place, ref in trees.items() if ref is not None}
 
 
 def _json(value: JsonObject, indent: int | None = None) -> str:

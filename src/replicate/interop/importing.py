@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -19,9 +18,10 @@ from blake3 import blake3
 
 from replicate import maintenance
 from replicate.backends.local import LocalBackend
+from replicate.blobs import Recent
 from replicate.errors import DamagedError, UnsafeTreeError, UsageError
 from replicate.interop.files import Files
-from replicate.maintenance import Progress
+from replicate.maintenance import Outcome, Progress
 from replicate.model import CheckpointRecord, ExperimentRecord, Point, Stop, Value, short
 from replicate.records import checkpoint_data, encode_value, new_id, now, stop_data
 from replicate.repository import JournalWriter, Repository
@@ -29,21 +29,19 @@ from replicate.tree import add_tree
 
 Event = tuple[str, datetime, Mapping[str, Value]]
 
+#: What can become of a run that is imported.
+OUTCOMES = (
+    Outcome.ADDED,
+    Outcome.COMPLETED,
+    Outcome.PRESENT,
+    Outcome.DELETED,
+    Outcome.LEFT_OUT,
+)
 #: So many checkpoints are committed together, and so many points are one event.
 _TOGETHER = 64
 _POINTS = 1000
 
 T = TypeVar("T")
-
-
-class Outcome(StrEnum):
-    """What became of one run."""
-
-    ADDED = "added"  # it was not in the repository
-    COMPLETED = "completed"  # a part of it was
-    PRESENT = "present"  # all of it was
-    DELETED = "deleted"  # it was, and somebody has deleted it: it does not come back
-    LEFT_OUT = "left out"  # it is deleted where it comes from
 
 
 @dataclass(slots=True)
@@ -52,7 +50,7 @@ class Imported:
 
     kind: str
     source: str
-    ids: dict[Outcome, list[str]] = field(default_factory=lambda: {o: [] for o in Outcome})
+    ids: dict[Outcome, list[str]] = field(default_factory=lambda: {o: [] for o in OUTCOMES})
     problems: list[str] = field(default_factory=list)
     #: What a person should know that may be no loss.
     remarks: list[str] = field(default_factory=list)
@@ -82,7 +80,11 @@ class Store(Protocol):
 
     #: What it is, for people: "Keepsake repository".
     kind: str
-    path: Path
+
+    @property
+    def path(self) -> Path | str:
+        """Where it is."""
+        ...
 
     def names(self) -> Sequence[str]:
         """What `bring` takes, one for each run."""
@@ -104,7 +106,7 @@ def bring_all(
     A second time nothing is added twice. Raises StorageError when the repository cannot be
     written; what is there by then is whole, and the next import goes on from it.
     """
-    if isinstance(repository.backend, LocalBackend) and _same(repository.url, store.path):
+    if str(store.path) == repository.url or _same(repository, store.path):
         raise UsageError(f"{store.path} is the repository that it would be imported into")
     result = Imported(store.kind, str(store.path))
     repository.create()
@@ -123,8 +125,9 @@ def bring_all(
     return result
 
 
-def _same(url: str, path: Path) -> bool:
-    return Path(url).resolve() == path.resolve()
+def _same(repository: Repository, path: Path | str) -> bool:
+    local = not repository.backend.remote and isinstance(path, Path)
+    return local and Path(repository.url).resolve() == Path(path).resolve()
 
 
 class Target:
@@ -134,6 +137,7 @@ class Target:
         self.repository = repository
         self.compress = compress
         self._result = result
+        self._recent = Recent()
 
     def report(self, problem: str) -> None:
         """Say that something could not be imported."""
@@ -205,14 +209,15 @@ class Target:
         """Store files; return the fields of a record that say where they are."""
         if files is None:
             return {}
-        batch = self.repository.batch(compress=self.compress)
+        batch = self.repository.batch(compress=self.compress, recent=self._recent)
         try:
             tree, size = add_tree(batch, files.sources(batch.flush, problems.append), None)
             batch.flush()
         except (DamagedError, UnsafeTreeError) as error:
             problems.append(str(error))
             return {}
-        return {"tree": tree, "size": size, "stored": batch.stored[None]}
+        packs = batch.packs_of(tree)
+        return {"tree": tree, "size": size, "stored": batch.stored[None], "packs": packs}
 
     def _add_problems(self, journal: JournalWriter, problems: Sequence[str], of: str) -> None:
         journal.append(self._problems(problems, of))

@@ -23,7 +23,7 @@ from replicate.maintenance.references import (
     stored,
     trees,
 )
-from replicate.model import Status
+from replicate.model import Status, TreeRef
 from replicate.records import decode_event
 from replicate.repository import Repository
 from replicate.tree import Tree
@@ -37,7 +37,7 @@ UNDO_KEPT = 30 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What came free, or would have: blobs and trees, and their bytes.
+    """What came free, or would have: blobs, trees and packs, and their bytes.
 
     `later_bytes` belong to objects that nothing refers to either, but that are younger than
     `grace` seconds. `experiments` counts deleted ones whose last files went, `backups` checkouts
@@ -120,15 +120,15 @@ def _mark(
 ) -> _Marked:
     """Take all that is referred to away from `candidates`."""
     marked = _Marked(recording)
-    unreadable: dict[str, str] = {}
+    unreadable: dict[TreeRef, str] = {}
     for reference, tree in trees(repository, _needed(repository, marked, start)):
-        for name in objects(reference.tree, tree):
+        for name in objects(reference.ref, tree):
             candidates.pop(name, None)
         if not isinstance(tree, Tree):
-            unreadable[reference.tree] = tree.message
+            unreadable[reference.ref] = tree.message
     if unreadable:  # what was deleted and collected by others, while we were reading, is no damage
-        still = {reference.tree for reference in _needed(repository, _Marked(), start)}
-        marked.problems += [text for tree, text in unreadable.items() if tree in still]
+        still = {reference.ref for reference in _needed(repository, _Marked(), start)}
+        marked.problems += [text for ref, text in unreadable.items() if ref in still]
     return marked
 
 

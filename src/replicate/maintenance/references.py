@@ -1,12 +1,11 @@
 """What the experiments of a repository refer to, and what is stored of it.
 
-An *object* is a tree or a blob, named by its key; a blob that is stored compressed has the name of
-its raw form. Nothing here decides what is damage or garbage, and nothing is written.
+An *object* is a tree, a blob or a pack of such, named by its key; a blob that is stored compressed
+has the name of its raw form. Nothing here decides what is damage or garbage, or is written.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,21 +15,19 @@ from replicate.backends.base import Stat
 from replicate.backends.files import several
 from replicate.backends.local import LocalBackend
 from replicate.blobs import blob_key, tree_key
-from replicate.compression import SUFFIXES
 from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
-from replicate.model import ExperimentRecord
-from replicate.records import unseal
+from replicate.model import ExperimentRecord, TreeRef
+from replicate.packs import is_pack, object_name, pack_key
+from replicate.records import decode_packs, unseal
 from replicate.repository import Repository
 from replicate.tree import Tree
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_HASH = r"([0-9a-f]{2})/(?P<hash>\1[0-9a-f]{62})"
-_BLOB = re.compile(rf"blobs/{_HASH}(?:{'|'.join(map(re.escape, SUFFIXES))})")
-_TREE = re.compile(rf"trees/{_HASH}\.json")
 #: Objects of one directory of the layout, such as `blobs/ab/`, share this many characters.
 _SHARD = len("blobs/ab/")
+_SHARDS = ("blobs/", "packs/", "trees/")
 #: How much is worked on at a time: bounds memory and keeps several threads busy.
 _WINDOW = 32
 
@@ -50,10 +47,15 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A tree and who needs it."""
+    """A tree, the packs that hold it or some of its blobs, and who needs it."""
 
     tree: str
     holder: Holder
+    packs: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> TreeRef:
+        return TreeRef(self.tree, self.packs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class Backup:
     stat: Stat
     tree: str | None
     problem: str | None = None
+    packs: tuple[str, ...] = ()
 
     @property
     def reference(self) -> Reference | None:
         """What it refers to, as far as that can be read."""
         id = self.stat.key.rpartition("/")[2].removesuffix(".json")
-        return None if self.tree is None else Reference(self.tree, Holder(checkout=id))
+        held = Holder(checkout=id)
+        return None if self.tree is None else Reference(self.tree, held, self.packs)
 
 
 def records(repository: Repository) -> Iterator[ExperimentRecord]:
@@ -83,12 +87,13 @@ def records(repository: Repository) -> Iterator[ExperimentRecord]:
 
 def references(record: ExperimentRecord) -> Iterator[Reference]:
     """The trees that an experiment, each of its attempts and its checkpoints need."""
-    for tree in dict.fromkeys([record.tree, *(attempt.tree for attempt in record.attempts)]):
-        if tree is not None:
-            yield Reference(tree, Holder(record.id))
-    for checkpoint in record.checkpoints:
-        if checkpoint.tree is not None:
-            yield Reference(checkpoint.tree, Holder(record.id, checkpoint.id))
+    code = [record.tree_ref, *(attempt.tree_ref for attempt in record.attempts)]
+    for ref in dict.fromkeys(code):
+        if ref is not None:
+            yield Reference(ref.tree, Holder(record.id), ref.packs)
+    for made in record.checkpoints:
+        if made.tree is not None:
+            yield Reference(made.tree, Holder(record.id, made.id), made.packs)
 
 
 def backups(repository: Repository) -> Iterator[Backup]:
@@ -96,9 +101,10 @@ def backups(repository: Repository) -> Iterator[Backup]:
     for stat in repository.backend.list("checkouts/"):
         name = f"{repository.url}/{stat.key}"
         try:
-            replaced = unseal(repository.backend.get(stat.key), name)["replaced"]
+            document = unseal(repository.backend.get(stat.key), name)
+            replaced, packs = document["replaced"], decode_packs(document)
             tree_key(replaced)
-            yield Backup(stat, replaced)
+            yield Backup(stat, replaced, packs=packs)
         except KeyNotFoundError:
             continue
         except DamagedError as error:
@@ -113,41 +119,38 @@ def trees(
     """Each tree that is needed, read once however many need it, with the first who does."""
 
     def read(reference: Reference) -> tuple[Reference, Tree | Unreadable]:
-        return reference, read_tree(repository, reference.tree)
+        return reference, read_tree(repository, reference.ref)
 
     return each(repository, read, _distinct(needed))
 
 
-def read_tree(repository: Repository, hash: str) -> Tree | Unreadable:
-    """The tree of that name, or why it cannot be read."""
+def read_tree(repository: Repository, ref: TreeRef) -> Tree | Unreadable:
+    """The tree, or why it cannot be read."""
     try:
-        return repository.tree(hash)
+        return repository.tree(ref.tree, ref.packs)
     except (DamagedError, UnsafeTreeError) as error:
         return error
 
 
 def _distinct(needed: Iterable[Reference]) -> Iterator[Reference]:
-    seen: set[str] = set()
+    seen: set[TreeRef] = set()
     for reference in needed:
-        if reference.tree not in seen:
-            seen.add(reference.tree)
+        if reference.ref not in seen:
+            seen.add(reference.ref)
             yield reference
 
 
-def objects(hash: str, tree: Tree | Unreadable) -> set[str]:
-    """The tree itself and its blobs; of one that cannot be read only itself."""
-    names = {tree_key(hash)}
+def objects(ref: TreeRef, tree: Tree | Unreadable) -> set[str]:
+    """The tree itself, its packs and its blobs; of one that cannot be read not the blobs."""
+    names = {tree_key(ref.tree), *map(pack_key, ref.packs)}
     if isinstance(tree, Tree):
         names |= {blob_key(blob) for entry in tree.entries for blob, _ in entry.blobs}
     return names
 
 
-def objects_of(hash: str, repository: Repository) -> set[str]:
-    """`objects` of the tree with this hash, as it is in the repository."""
-    try:
-        return objects(hash, repository.tree(hash))
-    except (DamagedError, UnsafeTreeError):
-        return {tree_key(hash)}
+def objects_of(ref: TreeRef, repository: Repository) -> set[str]:
+    """`objects` of the tree, as it is in the repository."""
+    return objects(ref, read_tree(repository, ref))
 
 
 def stored(
@@ -157,7 +160,7 @@ def stored(
 
     One that is stored in two encodings comes twice. A file that is no object is passed over.
     """
-    shards = ("blobs/", "trees/") if among is None else sorted({name[:_SHARD] for name in among})
+    shards = _SHARDS if among is None else sorted({name[:_SHARD] for name in among})
     for shard in shards:
         for stat in repository.backend.list(shard):
             name = object_of(stat.key)
@@ -167,9 +170,7 @@ def stored(
 
 def object_of(key: str) -> str | None:
     """The name of the object whose bytes are at `key`; None when it is none of ours."""
-    if found := _BLOB.fullmatch(key):
-        return blob_key(found["hash"])
-    return key if _TREE.fullmatch(key) else None
+    return key if is_pack(key) else object_name(key)
 
 
 def each(repository: Repository, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -27,8 +27,8 @@ Named = ExperimentRecord | tuple[ExperimentRecord, CheckpointRecord]
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
     """What would be deleted: experiments with all of their checkpoints, and checkpoints alone, each
-    with its experiment. `objects` are the trees and blobs that nothing needs afterwards, and
-    `bytes` what they take."""
+    with its experiment. `objects` are the trees, blobs and packs that nothing needs afterwards,
+    and `bytes` what they take."""
 
     experiments: tuple[ExperimentRecord, ...]
     checkpoints: tuple[tuple[ExperimentRecord, CheckpointRecord], ...]
@@ -128,9 +128,9 @@ def _only_needed_by(repository: Repository, gone: list[Reference]) -> set[str]:
     """The objects that `gone` needs and nothing else does, as far as all trees can be read."""
     names: set[str] = set()
     for reference, tree in trees(repository, gone):
-        names |= objects(reference.tree, tree)
+        names |= objects(reference.ref, tree)
     for reference, tree in trees(repository, _others(repository, gone)):
-        names -= objects(reference.tree, tree)
+        names -= objects(reference.ref, tree)
     return names
 
 

@@ -18,7 +18,7 @@ from replicate.maintenance.references import (
     references,
     stored,
 )
-from replicate.model import ExperimentRecord
+from replicate.model import ExperimentRecord, TreeRef
 from replicate.repository import Repository
 from replicate.tree import Tree
 
@@ -46,9 +46,9 @@ class ExperimentUsage:
 class Usage:
     """The experiments, the largest first, and totals in bytes.
 
-    `stored` is all trees and blobs. Of them `backups` are only needed to undo a checkout, and
-    `unreferenced` are needed by nothing, or by what is being saved now. `damage` has a sentence for
-    each tree that cannot be counted.
+    `stored` is all trees, blobs and packs. Of them `backups` are only needed to undo a checkout,
+    and `unreferenced` are needed by nothing, or by what is being saved now. `damage` has a sentence
+    for each tree that cannot be counted.
     """
 
     experiments: tuple[ExperimentUsage, ...]
@@ -90,20 +90,20 @@ class _Counting:
         self.damage: list[str] = []
 
         @lru_cache(maxsize=_TREES_KEPT)
-        def read(hash: str) -> Tree | Unreadable:
-            return read_tree(repository, hash)
+        def read(ref: TreeRef) -> Tree | Unreadable:
+            return read_tree(repository, ref)
 
         self._read = read
 
     def add(self, owner: str, needed: Iterable[Reference]) -> tuple[int, int]:
         """Count what `owner` needs; return the logical and the stored bytes."""
-        times = Counter(reference.tree for reference in needed)
+        times = Counter(reference.ref for reference in needed)
         held: set[str] = set()
         logical = 0
-        for hash, tree in zip(times, each(self._repository, self._read, times), strict=True):
-            held |= objects(hash, tree)
+        for ref, tree in zip(times, each(self._repository, self._read, times), strict=True):
+            held |= objects(ref, tree)
             if isinstance(tree, Tree):
-                logical += times[hash] * tree.size
+                logical += times[ref] * tree.size
             else:
                 self.damage.append(tree.message)
         for name in held:

@@ -6,10 +6,12 @@ about it is for others to say.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from replicate.backends.base import Backend
 from replicate.blobs import blob_key, read_blob, tree_key
 from replicate.compression import SUFFIXES
 from replicate.errors import DamagedError
@@ -25,12 +27,16 @@ from replicate.maintenance.references import (
     trees,
 )
 from replicate.model import ExperimentRecord
+from replicate.packs import Directory, pack_key
 from replicate.repository import Repository
 from replicate.tree import Tree
 
 #: Is told what is being checked, how many are done, and how many there are if that is known.
 Progress = Callable[[str, int, int | None], None]
-Kind = Literal["experiment", "tree", "blob", "checkout"]
+Kind = Literal["experiment", "tree", "blob", "pack", "checkout"]
+#: By the packs of the trees that need them, the blobs by their hashes, and their sizes.
+_Wanted = dict[tuple[str, ...], dict[str, int]]
+_KINDS: dict[str, Kind] = {"trees": "tree", "blobs": "blob", "packs": "pack"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +89,19 @@ def check(
     counts = _Counts()
     damage: list[Damage] = []
     lost: dict[str, str] = {}
-    sizes: dict[str, int] = {}
+    wanted: _Wanted = defaultdict(dict)
+    packs = _Packs(repository, full)
     needed = _needed(repository, ids, counts, damage)
     for reference, tree in trees(repository, needed):
         counts.trees += 1
         progress("trees", counts.trees, None)
         if isinstance(tree, Tree):
-            sizes |= {hash: size for entry in tree.entries for hash, size in entry.blobs}
+            blobs = wanted[reference.packs]
+            blobs |= {hash: size for entry in tree.entries for hash, size in entry.blobs}
         else:
-            lost[tree_key(reference.tree)] = tree.message
-    lost |= _lost_blobs(repository, sizes, full, progress)
+            lost |= packs.broken(reference.packs) or {tree_key(reference.tree): tree.message}
+    lost |= _lost_blobs(repository, wanted, packs, progress)
+    sizes = {hash: size for blobs in wanted.values() for hash, size in blobs.items()}
     if lost:
         damage += _hurt(repository, ids, lost)
     return Verification(
@@ -148,23 +157,65 @@ def _record_damage(record: ExperimentRecord) -> Iterator[Damage]:
         yield Damage("experiment", f"experiments/{record.id}/", problem, (Holder(record.id),))
 
 
-# ---------------------------------------------------------------- blobs
+# ---------------------------------------------------------------- packs and blobs
+
+
+class _Packs:
+    """What is in packs, each of which is looked at once; with `full` every byte of it is read."""
+
+    def __init__(self, repository: Repository, full: bool) -> None:
+        self.full = full
+        self._repository = repository
+        self._found: dict[str, Directory | str] = {}
+
+    def broken(self, hashes: Iterable[str]) -> dict[str, str]:
+        """Those of these packs that are not as they should be, by their keys, and why."""
+        found = ((hash, self._look(hash)) for hash in hashes)
+        return {pack_key(hash): why for hash, why in found if isinstance(why, str)}
+
+    def holds(self, hashes: Iterable[str], blob: str, size: int) -> bool:
+        """Whether one of these packs has the blob with a size that it can have."""
+        name = blob_key(blob)
+        for directory in map(self._look, hashes):
+            place = None if isinstance(directory, str) else directory.places.get(name)
+            if place is not None:
+                return _is_plausible(place.key.removeprefix(name), place.length, size)
+        return False
+
+    def _look(self, hash: str) -> Directory | str:
+        if hash not in self._found:
+            try:
+                self._found[hash] = self._repository.check_pack(hash, full=self.full)
+            except DamagedError as error:
+                self._found[hash] = error.message
+        return self._found[hash]
 
 
 def _lost_blobs(
-    repository: Repository, sizes: dict[str, int], full: bool, progress: Progress
+    repository: Repository, wanted: _Wanted, packs: _Packs, progress: Progress
 ) -> dict[str, str]:
-    """By its object's name, what is wrong with each of the blobs that is not as it should be."""
-    work = _reads(repository) if full else _looks(repository)
-    suspects: Iterable[tuple[str, int]] = sizes.items()
-    if not full:
-        suspects = _suspects(repository, sizes)
+    """By its object's name, what is wrong with each of the blobs that is not as it should be. Where
+    a pack is the reason, it is named in the place of what was in it."""
     lost: dict[str, str] = {}
-    for done, (hash, problem) in enumerate(in_parallel(work, suspects), 1):
+    total, done = sum(map(len, wanted.values())), 0
+    suspects: dict[str, int] = {}
+    blame: dict[str, dict[str, str]] = {}
+    for hashes, blobs in wanted.items():
+        broken = packs.broken(hashes)
+        if packs.full:
+            for hash, problem in in_parallel(_reads(repository.objects(hashes)), blobs.items()):
+                done += 1
+                progress("blobs", done, total)
+                if problem is not None:
+                    lost |= broken or {blob_key(hash): problem}
+            continue
+        rest = {h: size for h, size in blobs.items() if not packs.holds(hashes, h, size)}
+        suspects |= rest
+        if broken:
+            blame |= dict.fromkeys(rest, broken)
+    for hash, problem in in_parallel(_looks(repository), _suspects(repository, suspects)):
         if problem is not None:
-            lost[blob_key(hash)] = problem
-        if full:
-            progress("blobs", done, len(sizes))
+            lost |= blame.get(hash) or {blob_key(hash): problem}
     return lost
 
 
@@ -205,11 +256,11 @@ def _looks(repository: Repository) -> Callable[[tuple[str, int]], tuple[str, str
     return look
 
 
-def _reads(repository: Repository) -> Callable[[tuple[str, int]], tuple[str, str | None]]:
+def _reads(backend: Backend) -> Callable[[tuple[str, int]], tuple[str, str | None]]:
     def read(blob: tuple[str, int]) -> tuple[str, str | None]:
         hash, size = blob
         try:
-            read_blob(repository.backend, hash, size)
+            read_blob(backend, hash, size)
         except DamagedError as error:
             return hash, error.message
         return hash, None
@@ -224,8 +275,8 @@ def _hurt(repository: Repository, ids: Collection[str], lost: dict[str, str]) ->
     """The losses with those who are hurt, read anew: a loss that hurts nobody any longer belonged
     to something that was deleted meanwhile, and is none."""
     needed = list(_needed(repository, ids, _Counts(), []))
-    within = {r.tree: objects(r.tree, tree) & lost.keys() for r, tree in trees(repository, needed)}
+    within = {r.ref: objects(r.ref, tree) & lost.keys() for r, tree in trees(repository, needed)}
     for name, problem in lost.items():
-        hurts = tuple(r.holder for r in needed if name in within[r.tree])
+        hurts = tuple(r.holder for r in needed if name in within[r.ref])
         if hurts:
-            yield Damage("tree" if name.startswith("trees/") else "blob", name, problem, hurts)
+            yield Damage(_KINDS[name.partition("/")[0]], name, problem, hurts)

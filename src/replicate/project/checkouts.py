@@ -8,12 +8,13 @@ been there before. Undoing it is a checkout of that tree, so an undo can be undo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from replicate.blobs import Recent
 from replicate.errors import (
     AmbiguousIdError,
     DamagedError,
@@ -21,8 +22,16 @@ from replicate.errors import (
     NotFoundError,
     StorageError,
 )
-from replicate.model import CheckpointRecord, ExperimentRecord, short
-from replicate.records import decode_time, encode_time, new_id, now, seal_document, unseal
+from replicate.model import CheckpointRecord, ExperimentRecord, TreeRef, all_packs, short
+from replicate.records import (
+    decode_packs,
+    decode_time,
+    encode_time,
+    new_id,
+    now,
+    seal_document,
+    unseal,
+)
 from replicate.repository import Repository
 from replicate.spool import mapped
 from replicate.tree import Entry, Source, Tree, add_tree, same_file, stage, validate
@@ -41,6 +50,7 @@ class CheckoutPlan:
     overwrites: tuple[str, ...]
     removes: tuple[str, ...] = ()
     undoes: str | None = None
+    packs: tuple[str, ...] = ()
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -72,12 +82,13 @@ class _Backup:
     replaced: str
     added: tuple[str, ...]
     undoes: str | None
+    packs: tuple[str, ...] = ()
 
 
 def plan(
     repository: Repository,
     id: str,
-    trees: Iterable[str | None],
+    trees: Sequence[TreeRef | None],
     directory: Path,
     paths: Sequence[str] = (),
     *,
@@ -91,9 +102,9 @@ def plan(
     NotFoundError, which is `let_go` where that is what became of the files; nothing is changed.
     """
     merged: dict[str, Entry] = {}
-    for tree in trees:
-        if tree is not None:
-            merged |= {entry.path: entry for entry in repository.tree(tree).entries}
+    for ref in trees:
+        if ref is not None:
+            merged |= {entry.path: entry for entry in repository.tree(*ref).entries}
     validate(Tree(tuple(merged.values())))
     if let_go is not None and not paths:
         raise let_go
@@ -105,7 +116,8 @@ def plan(
             raise let_go or NotFoundError(
                 f"{short(id)} has no file {path!r}", hint=f"It has {', '.join(sorted(merged))}."
             )
-    return CheckoutPlan(id, directory, tuple(entries), _overwritten(directory, entries))
+    overwrites = _overwritten(directory, entries)
+    return CheckoutPlan(id, directory, tuple(entries), overwrites, packs=all_packs(trees))
 
 
 def let_go(
@@ -151,7 +163,8 @@ def perform(
 
     Raises DamagedError or UnsafeTreeError before any of the person's files is touched.
     """
-    with stage(repository.backend, plan.entries, plan.directory, progress) as staged:
+    objects = repository.objects(plan.packs)
+    with stage(objects, plan.entries, plan.directory, progress) as staged:
         # Looked at again: there was a question in between, and the person may have gone on working.
         replaced = [*_overwritten(plan.directory, plan.entries), *plan.removes]
         added = [e.path for e in plan.entries if not os.path.lexists(plan.directory / e.path)]
@@ -168,12 +181,11 @@ def undo(repository: Repository, directory: Path, id: str | None = None) -> Chec
     """Put back what the last checkout into `directory`, or the one with this id, has replaced."""
     backup = _find(repository, directory, id)
     directory = Path(backup.directory)
-    entries = repository.tree(backup.replaced).entries
+    entries = repository.tree(backup.replaced, backup.packs).entries
     removes = tuple(p for p in backup.added if os.path.lexists(directory / p))
     overwrites = _overwritten(directory, entries)
-    return perform(
-        repository, CheckoutPlan(backup.id, directory, entries, overwrites, removes, backup.id)
-    )
+    plan = CheckoutPlan(backup.id, directory, entries, overwrites, removes, backup.id, backup.packs)
+    return perform(repository, plan)
 
 
 def _find(repository: Repository, directory: Path, id: str | None) -> _Backup:
@@ -216,6 +228,7 @@ def _read_all(repository: Repository, damage: list[DamagedError]) -> Iterator[_B
             replaced=value["replaced"],
             added=tuple(value["added"]),
             undoes=value["undoes"],
+            packs=decode_packs(value),
         )
 
 
@@ -224,7 +237,7 @@ def _keep(
 ) -> str:
     """Store what is about to go, and a record that says where it belongs; return its id."""
     id = new_id()
-    batch = repository.batch()
+    batch = repository.batch(recent=Recent())
     with ExitStack() as stack:
         sources = [_source(plan.directory, path, stack) for path in replaced]
         tree, _ = add_tree(batch, sources, None)
@@ -238,6 +251,8 @@ def _keep(
         "added": list(added),
         "undoes": plan.undoes,
     }
+    if packs := batch.packs_of(tree):
+        document["packs"] = list(packs)
     repository.backend.put_if_absent({f"checkouts/{id}.json": seal_document(document)})
     return id
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 from replicate import analysis, maintenance
 from replicate.errors import NotFoundError
-from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, Value, short
+from replicate.model import (
+    CheckpointRecord,
+    ExperimentRecord,
+    PrimaryMetric,
+    Value,
+    all_packs,
+    short,
+)
 from replicate.project import checkouts
 from replicate.repository import Repository
 from replicate.text import escape, value
@@ -68,24 +75,24 @@ class Checkpoint:
         are not what was saved.
         """
         files: dict[str, Entry] = {}
-        for tree in (self._experiment.tree, self.record.tree):
-            if tree is not None:
-                files = {**files, **self._repository.tree(tree).files}
+        refs = [r for r in (self._experiment.tree_ref, self.record.tree_ref) if r is not None]
+        for ref in refs:
+            files = {**files, **self._repository.tree(*ref).files}
         name = self.record.path if path is None else Path(path).as_posix()
         if not isinstance(name, str) or name not in files:
-            own = self._repository.tree(self.record.tree).files if self.record.tree else {}
+            own = self._repository.tree(*self.record.tree_ref).files if self.record.tree_ref else {}
             raise checkouts.let_go(self._experiment, self.record) or NotFoundError(
                 f"Checkpoint {self.short_id} has no file {name!r}",
                 hint=f"It has {', '.join(sorted(own)) or 'no files'}.",
             )
-        return open_entry(self._repository.backend, files[name])
+        return open_entry(self._repository.objects(all_packs(refs)), files[name])
 
     def checkout(self, directory: str | os.PathLike[str]) -> None:
         """Write the experiment's code and this checkpoint's files into `directory`.
 
         What it overwrites there is kept in the repository first.
         """
-        trees = (self._experiment.tree, self.record.tree)
+        trees = (self._experiment.tree_ref, self.record.tree_ref)
         target = Path(os.path.abspath(directory))
         with maintenance.announced(self._repository):
             let_go = checkouts.let_go(self._experiment, self.record)

@@ -149,7 +149,8 @@ def add_tree(batch: Batch, sources: Iterable[Source], owner: Hashable) -> tuple[
     entries = tuple(sorted((_entry(batch, s, owner) for s in sources), key=lambda e: e.path))
     tree = Tree(entries)
     validate(tree)
-    return batch.add_tree(encode_tree(tree), owner), tree.size
+    blobs = (hash for entry in entries for hash, _ in entry.blobs)
+    return batch.add_tree(encode_tree(tree), owner, blobs), tree.size
 
 
 def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
