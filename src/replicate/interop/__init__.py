@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from replicate.errors import NotFoundError, UsageError
-from replicate.interop.importing import Imported, Outcome, Store, bring_all
+from replicate.interop.importing import Imported, Store, bring_all
 from replicate.interop.keepsake import KeepsakeRepository
 from replicate.interop.mlflow_stores import MlflowDatabase, MlflowFiles
 from replicate.interop.replica import ReplicateRepository
+from replicate.maintenance import Outcome
 
 __all__ = ["Imported", "Outcome", "Store", "bring_all", "recognise"]
 
@@ -26,16 +27,20 @@ class _Kind(Protocol):
 
 
 _KINDS: tuple[_Kind, ...] = (ReplicateRepository, KeepsakeRepository, MlflowDatabase, MlflowFiles)
+_BUCKETS = ("s3://", "gs://", "az://")
 #: Where a project's directory has what it has, if the directory itself is nothing known.
 _PLACES = (".replicate", ".replicate/storage", ".keepsake", "mlflow.db", "mlruns")
 
 
 def recognise(source: str, *, but: str | None = None) -> Store:
-    """The store that is at a path, or in the project directory that it names.
+    """The store that is at a path, or in the project directory that it names, or the repository at
+    a bucket's URL.
 
     `but` is the URL of a repository that is not looked for. Raises NotFoundError when there is
     nothing that can be imported, and UsageError when there are several.
     """
+    if source.startswith(_BUCKETS):
+        return ReplicateRepository(source)
     path = Path(_plain(source)).expanduser().absolute()
     if not path.exists():
         raise NotFoundError(f"{path} does not exist")
@@ -52,7 +57,7 @@ def recognise(source: str, *, but: str | None = None) -> Store:
         raise NotFoundError(
             f"{path} is nothing that can be imported",
             hint="It can be a Keepsake or a Replicate repository, an MLflow file store (mlruns), "
-            "or an MLflow SQLite database (mlflow.db). Of one in a bucket, make a copy first.",
+            "or an MLflow SQLite database (mlflow.db).",
         )
     return found[0]
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from replicate.errors import DamagedError
 from replicate.interop.files import Archive, Directory, Files
-from replicate.interop.importing import Outcome, Run, Target, Version, adopted_id
+from replicate.interop.importing import Run, Target, Version, adopted_id
+from replicate.maintenance import Outcome
 from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, Value, short
 
 _FLOATS = {"[NaN]": math.nan, "[+Infinity]": math.inf, "[-Infinity]": -math.inf}

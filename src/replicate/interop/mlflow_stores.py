@@ -17,8 +17,9 @@ import yaml
 
 from replicate.errors import DamagedError
 from replicate.interop.files import Directory, Report
-from replicate.interop.importing import Outcome, Target, adopted_id
+from replicate.interop.importing import Target, adopted_id
 from replicate.interop.mlflow import (
+from replicate.maintenance import Outcome
     TOOL,
     Metric,
     MlflowRun,

@@ -1,5 +1,5 @@
-"""Another repository of Replicate, as something to import from. How it is brought, `maintenance` knows:
-it is the same as a `pull`."""
+"""Another repository of Replicate, as something to import from: its experiments are brought as by a
+`pull`, in the way that `maintenance` knows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from replicate.backends.location import open_backend
-from replicate.interop.importing import Outcome, Target
-from replicate.maintenance import Merge
+from replicate.interop.importing import Target
+from replicate.maintenance import Merge, Outcome
 from replicate.repository import Repository
 
 

@@ -1,5 +1,5 @@
-"""Trees and blobs of one repository brought into another: only what is missing there is read, each
-is verified before it is written, and what is there already is touched, as by every writer.
+"""Trees, blobs and packs of one repository brought into another: only what is missing is read, each
+of them is verified before it is written, and what is there is touched, as by every writer.
 
 It knows encodings, and how much goes on at once. It knows nothing of experiments.
 """
@@ -15,10 +15,11 @@ from threading import Lock
 from replicate import compression
 from replicate.backends.base import Backend, Content, Stat
 from replicate.backends.files import several
-from replicate.blobs import FRESH, Recent, blob_key, read_stored, tree_key
+from replicate.blobs import FRESH, TOUCHED, Recent, blob_key, hash_of, read_stored, tree_key
 from replicate.compression import SUFFIXES
-from replicate.errors import DamagedError, UnsafeTreeError
+from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
 from replicate.maintenance.references import Reference, each, object_of
+from replicate.packs import MAX_PACK, pack_key
 from replicate.repository import Repository
 from replicate.tree import Tree, read_manifest
 
@@ -69,37 +70,77 @@ class Objects:
                 return list(problems)
 
     def _bring(self, references: Sequence[Reference], problems: dict[str, None]) -> None:
-        manifests: dict[str, bytes] = {}
+        packed = self._bring_packs({hash for r in references for hash in r.packs}, problems)
+        manifests: dict[str, Content] = {}
         blobs: dict[str, int] = {}
-        for reference, found in zip(
-            references, each(self._source, self._read, references), strict=True
-        ):
+        read = each(self._source, self._read, references)
+        for reference, found in zip(references, read, strict=True):
             if isinstance(found, str):
                 problems[found] = None
                 continue
             data, tree = found
-            manifests[tree_key(reference.tree)] = data
-            blobs |= {hash: size for entry in tree.entries for hash, size in entry.blobs}
-        wanted = {h: s for h, s in blobs.items() if self._recent.find(blob_key(h)) is None}
-        places = self._places(wanted)
-        portions = _portions(wanted.items())
-        while window := list(islice(portions, _PORTIONS)):
-            for lost in several(partial(self._bring_blobs, places), window, _PORTIONS):
-                problems |= dict.fromkeys(lost)
-            self._looked_at += sum(map(len, window))
-            self._count(self._looked_at)
+            held = set().union(*(packed.get(hash, ()) for hash in reference.packs))
+            if tree_key(reference.tree) not in held:
+                manifests[tree_key(reference.tree)] = data
+            loose = (blob for entry in tree.entries for blob in entry.blobs)
+            blobs |= {hash: size for hash, size in loose if blob_key(hash) not in held}
+        self._bring_blobs(blobs, problems)
         self._store(manifests)
 
     def _read(self, reference: Reference) -> tuple[bytes, Tree] | str:
         """A manifest and its tree, or why they cannot be had."""
         try:
-            return read_manifest(self._source.backend, reference.tree)
+            return read_manifest(self._source.objects(reference.packs), reference.tree)
         except (DamagedError, UnsafeTreeError) as error:
             return error.message
 
+    # ------------------------------------------------------------ packs
+
+    def _bring_packs(
+        self, hashes: Collection[str], problems: dict[str, None]
+    ) -> dict[str, Collection[str]]:
+        """Store these packs, as they are: events name them. Returns what is in each."""
+        held: dict[str, Collection[str]] = {}
+        rest = iter(sorted(hashes))
+        while some := list(islice(rest, _PORTIONS)):
+            contents: dict[str, Content] = {}
+            for hash, found in zip(some, several(self._read_pack, some), strict=True):
+                if isinstance(found, str):
+                    problems[found] = None
+                else:
+                    held[hash], data = found
+                    if data is not None:
+                        contents[pack_key(hash)] = data
+            self._store(contents)
+        return held
+
+    def _read_pack(self, hash: str) -> tuple[Collection[str], bytes | None] | str:
+        """What a pack holds, and its bytes unless it was stored a moment ago, or why not."""
+        try:
+            names = self._source.check_pack(hash, full=False).places.keys()
+            if self._recent.find(pack_key(hash)) is not None:
+                return names, None
+            data = self._source.backend.get(pack_key(hash), 0, MAX_PACK + 1)
+        except (DamagedError, KeyNotFoundError) as error:
+            return error.message
+        if hash_of(data) != hash:
+            name = f"{self._source.url}/{pack_key(hash)}"
+            return f"{name} is damaged: its bytes do not match its name"
+        return names, data
+
     # ------------------------------------------------------------ blobs
 
-    def _bring_blobs(
+    def _bring_blobs(self, blobs: Mapping[str, int], problems: dict[str, None]) -> None:
+        wanted = {h: s for h, s in blobs.items() if self._recent.find(blob_key(h)) is None}
+        work = partial(self._bring_portion, self._places(wanted))
+        portions = _portions(wanted.items())
+        while window := list(islice(portions, _PORTIONS)):
+            for lost in several(work, window, _PORTIONS):
+                problems |= dict.fromkeys(lost)
+            self._looked_at += sum(map(len, window))
+            self._count(self._looked_at)
+
+    def _bring_portion(
         self, places: Mapping[str, str], blobs: Sequence[tuple[str, int]]
     ) -> list[str]:
         """Store blobs, or touch them at their `places`. Returns why those that are lost are."""
@@ -108,11 +149,9 @@ class Objects:
             self._add(len(absent), sum(size for _, size in absent))
             return []
         loaded = several(lambda blob: self._attempt(*blob), absent)
-        contents = _Contents(dict(found for found in loaded if not isinstance(found, str)))
-        for hash, size in blobs:
-            if hash in places:
-                contents.later[places[hash]] = partial(self._again, hash, size, places[hash])
-        self._store(contents)
+        self._store(dict(found for found in loaded if not isinstance(found, str)))
+        there = ((places[hash], hash, size) for hash, size in blobs if hash in places)
+        self._store(_Later({k: partial(self._again, hash, size, k) for k, hash, size in there}))
         return [found for found in loaded if isinstance(found, str)]
 
     def _attempt(self, hash: str, size: int) -> tuple[str, Content] | str:
@@ -137,14 +176,13 @@ class Objects:
     def _store(self, contents: Mapping[str, Content]) -> None:
         """Write what is absent, touch what is there, and take note of it."""
         if self._dry_run:
-            stats = [self._target.stat(key) for key in contents]
-            absent = [key for key, stat in zip(contents, stats, strict=True) if stat is None]
+            absent = [key for key in contents if self._target.stat(key) is None]
             self._add(len(absent), sum(len(contents[key]) for key in absent))
-            return
-        sent = time.time()
-        created = self._target.put_if_absent(contents)
-        self._recent.add((object_of(key) or key for key in contents), "", sent)
-        self._add(len(created), sum(len(contents[key]) for key in created))
+        elif contents:
+            sent = time.time()
+            created = self._target.put_if_absent(contents, fresh=TOUCHED)
+            self._recent.add((object_of(key) or key for key in contents), "", sent)
+            self._add(len(created), sum(len(contents[key]) for key in created))
 
     def _add(self, objects: int, size: int) -> None:
         with self._counting:
@@ -193,23 +231,23 @@ def _scan(backend: Backend, hashes: Sequence[str]) -> dict[str, str]:
     return found
 
 
-class _Contents(Mapping[str, Content]):
-    """Contents by their keys; those of `later` are only read when they are asked for."""
+class _Later(Mapping[str, Content]):
+    """Contents that are only read when they are asked for, and then kept."""
 
-    def __init__(self, read: Mapping[str, Content]) -> None:
-        self._read = dict(read)
-        self.later: dict[str, Callable[[], Content]] = {}
+    def __init__(self, read: Mapping[str, Callable[[], Content]]) -> None:
+        self._read = read
+        self._found: dict[str, Content] = {}
 
     def __getitem__(self, key: str) -> Content:
-        if key not in self._read:
-            self._read[key] = self.later[key]()
-        return self._read[key]
+        if key not in self._found:
+            self._found[key] = self._read[key]()
+        return self._found[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*dict.fromkeys([*self._read, *self.later])])
+        return iter(self._read)
 
     def __len__(self) -> int:
-        return len(self._read.keys() | self.later.keys())
+        return len(self._read)
 
 
 def _groups(items: Iterable[Reference], size: int) -> Iterator[list[Reference]]:

@@ -162,8 +162,8 @@ class Merge:
         if not read.is_new and not pieces:
             outcome = Outcome.PRESENT
         else:
-            known = set() if read.is_new else {r.tree for r in references(fold(record, read.ours))}
-            needed = [reference for reference in references(whole) if reference.tree not in known]
+            known = set() if read.is_new else {r.ref for r in references(fold(record, read.ours))}
+            needed = [reference for reference in references(whole) if reference.ref not in known]
             lost = self.objects.bring(needed)
             problems += [f"files of experiment {short(read.id)} are lost: {why}" for why in lost]
         if not self._dry_run:
