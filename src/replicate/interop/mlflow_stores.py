@@ -19,7 +19,6 @@ from replicate.errors import DamagedError
 from replicate.interop.files import Directory, Report
 from replicate.interop.importing import Target, adopted_id
 from replicate.interop.mlflow import (
-from replicate.maintenance import Outcome
     TOOL,
     Metric,
     MlflowRun,
@@ -27,6 +26,7 @@ from replicate.maintenance import Outcome
     experiment_of,
     stored_number,
 )
+from replicate.maintenance import Outcome
 
 _STATUS_NUMBERS = {1: "RUNNING", 2: "SCHEDULED", 3: "FINISHED", 4: "FAILED", 5: "KILLED"}
 _MAGIC = b"SQLite format 3\0"
