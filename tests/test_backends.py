@@ -78,6 +78,18 @@ class TestS3OfMinistack(CloudContract):
         return open_backend(enter(ministack, monkeypatch), relative_to=Path())
 
 
+class TestGoogleCloudStorage(CloudContract):
+    @pytest.fixture
+    def backend(self, gcs: Server, monkeypatch: pytest.MonkeyPatch) -> Backend:
+        return open_backend(enter(gcs, monkeypatch), relative_to=Path())
+
+
+class TestAzure(CloudContract):
+    @pytest.fixture
+    def backend(self, azurite: Server, monkeypatch: pytest.MonkeyPatch) -> Backend:
+        return open_backend(enter(azurite, monkeypatch), relative_to=Path())
+
+
 KEYS = st.sampled_from(["a/x", "a/b/y", "a.json", "a-1", "ab", "b"])
 BYTES = st.binary(max_size=40)
 

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -53,6 +54,18 @@ ENVIRONMENT: Mapping[str, str] = {
 _FOREIGN_PREFIX = "REPLICATE_API_"
 #: What launchers set: torchrun and its kind, Slurm, Open MPI. The nearest to the process is first.
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+#: What says who asks AWS, before any file: keys, a web identity, a container's role, or nobody.
+_AWS_IDENTITY = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SKIP_SIGNATURE",
+)
+_AWS_FILES = {
+    "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials",
+    "AWS_CONFIG_FILE": "~/.aws/config",
+}
 _UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}".lower(): base**power
     for power, letter in enumerate("KMGT", start=1)
@@ -179,11 +192,37 @@ class CloudSettings:
     """What the standard variables of the clouds say, as far as obstore does not read it itself."""
 
     s3_endpoint: str | None = None
+    aws_profile: str | None = None
+    gcs_emulator: str | None = None
+    azure_connection: str | None = None
 
 
 def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
     endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
-    return CloudSettings(s3_endpoint=endpoint or None)
+    return CloudSettings(
+        s3_endpoint=endpoint or None,
+        aws_profile=_aws_profile(environ),
+        gcs_emulator=environ.get("STORAGE_EMULATOR_HOST") or None,
+        azure_connection=environ.get("AZURE_STORAGE_CONNECTION_STRING") or None,
+    )
+
+
+def _aws_profile(environ: Mapping[str, str]) -> str | None:
+    """The profile of `~/.aws` that holds, or None where the environment says who asks.
+
+    As the tools of AWS do: a profile that is named wins; keys and roles in the environment come
+    before the default profile.
+    """
+    if named := environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE"):
+        return named
+    if any(environ.get(name) for name in _AWS_IDENTITY):
+        return None
+    for name, usual in _AWS_FILES.items():
+        file = Path(environ.get(name) or usual).expanduser()
+        with suppress(OSError):
+            if "[default]" in file.read_text(encoding="utf-8", errors="replace"):
+                return "default"
+    return None
 
 
 def rank(environ: Mapping[str, str] = os.environ) -> int:

@@ -35,7 +35,7 @@ from replicate.backends.failures import (
     is_refused_copy,
 )
 from replicate.backends.files import several
-from replicate.backends.stores import Stores, connect, parse_location
+from replicate.backends.stores import Store, Stores, connect, parse_location
 from replicate.config import CloudSettings
 from replicate.errors import KeyNotFoundError, StorageError
 
@@ -247,9 +247,17 @@ class CloudBackend(Backend):
         """None of `keys` is there any longer."""
         if keys:
             stores = self._stores()
-            with explained("delete in", self.url), suppress(FileNotFoundError):
-                obstore.delete(stores.once if once else stores.quick, keys)
+            store = stores.once if once else stores.quick
+            with explained("delete in", self.url):
+                try:
+                    obstore.delete(store, keys)
+                except FileNotFoundError:  # one was gone; nobody knows how far it came
+                    several(lambda key: self._remove_one(store, key), keys, threads=THREADS)
         return set(keys)
+
+    def _remove_one(self, store: Store, key: str) -> None:
+        with suppress(FileNotFoundError):
+            obstore.delete(store, key)
 
     # Time
 
@@ -281,6 +289,8 @@ def _is_key(path: str) -> bool:
 
 
 def _stat(key: str, meta: Any) -> Stat:
-    """Times are cut to whole seconds: listings tell more than that, and single looks do not."""
+    """Times are cut to whole seconds: listings tell more than that, and single looks do not. Nor
+    do all quote an etag in both."""
     modified = floor(meta["last_modified"].timestamp())
-    return Stat(key, meta["size"], modified, meta["e_tag"] or f"{meta['size']}-{modified}")
+    version = (meta["e_tag"] or "").strip('"') or f"{meta['size']}-{modified}"
+    return Stat(key, meta["size"], modified, version)

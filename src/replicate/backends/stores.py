@@ -117,10 +117,41 @@ def _s3(bucket: str, root: str | None, settings: CloudSettings, client: Any, ret
 def _gcs(
     bucket: str, root: str | None, settings: CloudSettings, client: Any, retries: Any
 ) -> Store:
-    return GCSStore(bucket, prefix=root, client_options=client, retry_config=retries)
+    config: Any = {}
+    if host := settings.gcs_emulator:
+        endpoint = host if "://" in host else f"http://{host}"
+        config = {"base_url": endpoint.rstrip("/"), "bearer_token": "emulator"}
+        client = client | {"allow_http": endpoint.startswith("http://")}
+    return GCSStore(bucket, prefix=root, config=config, client_options=client, retry_config=retries)
 
 
 def _azure(
     bucket: str, root: str | None, settings: CloudSettings, client: Any, retries: Any
 ) -> Store:
-    return AzureStore(bucket, prefix=root, client_options=client, retry_config=retries)
+    config = _connection_string(settings.azure_connection or "")
+    if endpoint := config.get("endpoint"):
+        client = client | {"allow_http": endpoint.startswith("http://")}
+    return AzureStore(
+        bucket, prefix=root, config=config, client_options=client, retry_config=retries
+    )
+
+
+def _connection_string(text: str) -> Any:
+    """What Azure's connection string says, as obstore's settings."""
+    parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
+    config = {setting: parts[name] for name, setting in _AZURE_SETTINGS.items() if name in parts}
+    if (
+        "endpoint" not in config
+        and (suffix := parts.get("EndpointSuffix"))
+        and "account_name" in config
+    ):
+        config["endpoint"] = f"https://{config['account_name']}.blob.{suffix}"
+    return config
+
+
+_AZURE_SETTINGS = {
+    "AccountName": "account_name",
+    "AccountKey": "account_key",
+    "SharedAccessSignature": "sas_key",
+    "BlobEndpoint": "endpoint",
+}
