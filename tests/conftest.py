@@ -46,6 +46,7 @@ class ProjectDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.repository = path / ".replicate"
+        self.state = path.with_name("state")
         self._processes: list[subprocess.Popen[str]] = []
 
     def write(self, name: str, content: str | bytes, mode: int | None = None) -> Path:
@@ -109,8 +110,9 @@ class ProjectDirectory:
         return record
 
     def spools(self) -> list[Path]:
-        """The directories of what is not saved yet."""
-        return sorted((self.repository / ".spool").glob("*"))
+        """The directories of what is not saved yet, in this repository and in remote ones."""
+        remote = (path for path in self.state.glob("replicate/spool/*/*") if path.is_dir())
+        return sorted([*(self.repository / ".spool").glob("*"), *remote])
 
     def wait_for_helpers(self) -> None:
         """Return when no process records into this project any more."""
@@ -189,6 +191,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     path.mkdir()
     monkeypatch.chdir(path)
     directory = ProjectDirectory(path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(directory.state))
     yield directory
     directory.close()
 

@@ -46,7 +46,7 @@ LATE = {
     ("recorder.client", "replicate.recorder.foreground"): "the same",
     ("recorder.helper", "replicate.recorder.system"): "20 ms that saving does not wait for",
     ("recorder.leftovers", "replicate.recorder.recovery"): "only a run after a crash recovers",
-    ("project.project", "replicate.recorder.recovery"): "the same",
+    ("project.project", "replicate.recorder.recovery"): "the same, and `sync`",
     ("environment", "importlib.metadata"): "10 ms that only the helper has to pay",
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
     ("backends.location", "replicate.backends.cloud"): "obstore is for those who have a bucket",

@@ -154,7 +154,7 @@ class Run:
                 with suppress(ProcessLookupError):
                     os.kill(helper, signal.SIGKILL)
         self.project.wait_for_helpers()
-        self.said += "\n".join(self.project.open().recover())
+        self.said += "\n".join(outcome.message for outcome in self.project.open().sync())
 
     def record(self) -> ExperimentRecord | None:
         """Its experiment; None when it has ended before init() had returned."""

@@ -49,7 +49,7 @@ def run_until_the_machine_stops(project: ProjectDirectory) -> Path:
 
 def recovered(project: ProjectDirectory) -> tuple[list[str], ExperimentRecord]:
     repository = project.open().repository
-    said = list(recover(repository))
+    said = [outcome.message for outcome in recover(repository)]
     (record,) = repository.experiments()
     return said, record
 
@@ -132,7 +132,7 @@ def test_a_run_that_goes_on_is_left_alone(project: ProjectDirectory) -> None:
     """)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     repository = project.open().repository
-    assert list(recover(repository)) == []
+    assert {outcome.state for outcome in recover(repository)} <= {"live"}
     assert len(project.spools()) == 1
     process.communicate("go on\n")
     assert steps(project.record()) == [0, 1]
@@ -159,6 +159,6 @@ def test_a_run_whose_script_is_gone_is_left_to_its_helper(project: ProjectDirect
     process.kill()
     process.wait()
     repository = project.open().repository
-    assert list(recover(repository)) == []
+    assert {outcome.state for outcome in recover(repository)} <= {"live"}
     os.kill(helper, signal.SIGCONT)
     assert steps(project.record()) == [0]

@@ -207,7 +207,7 @@ class Spool:
     def size(self) -> int:
         """Bytes of all that is in it now."""
         total = 0
-        with os.scandir(self.directory) as found:
+        with suppress(FileNotFoundError), os.scandir(self.directory) as found:
             for entry in found:
                 with suppress(FileNotFoundError):  # committed meanwhile
                     total += entry.stat().st_size

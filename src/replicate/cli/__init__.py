@@ -39,10 +39,15 @@ COMMANDS: Mapping[str, str] = {
     "verify": "Check that everything that was saved can be had back.",
     "import": "Bring experiments from another tool or repository.",
     "export": "Write experiments as files that other programs read.",
-    "recover": "Finish saving what a run had not saved when it was cut off.",
+    "sync": "Finish saving what is only on this machine.",
     "completion": "Print a script that completes commands, ids and names in a shell.",
 }
-ALIASES: Mapping[str, str] = {"list": "ls", "processes": "ps", "delete": "rm"}
+ALIASES: Mapping[str, str] = {
+    "list": "ls",
+    "processes": "ps",
+    "delete": "rm",
+    "recover": "sync",
+}
 
 
 class LazyGroup(click.Group):

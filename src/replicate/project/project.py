@@ -27,12 +27,13 @@ from replicate.project.resuming import Resumption
 from replicate.recorder.client import live_recorders
 from replicate.recorder.console import Console
 from replicate.repository import Repository
-from replicate.spool import spool_root
+from replicate.spool import all_spools, known_repositories, spool_root
 from replicate.streams import OutputReader, samples
 from replicate.tree import reader
 
 if TYPE_CHECKING:
     from replicate.maintenance import Collected, Progress, RemovalPlan, Removed, Usage, Verification
+    from replicate.recorder.recovery import Outcome
 
 Report = Callable[[str], None]
 #: Of ids that a prefix might mean, so many are described.
@@ -268,13 +269,26 @@ class Project:
         """A reader of what the experiment has printed."""
         return OutputReader(self.repository.stream(experiment.id, "console"))
 
-    def recover(self) -> Iterator[str]:
-        """Save what runs that were cut off have left in the spool; yield what was done."""
-        if self.repository.exists():
-            # A training script does not come here, and need not import the committer.
-            from replicate.recorder.recovery import recover
+    def sync(self, progress: Callable[[int, int], None] | None = None) -> Iterator[Outcome]:
+        """Bring into the repository what runs have left on this machine: those that were cut off,
+        that were recorded offline, or that could not reach it. Yields what became of each.
 
-            yield from recover(self.repository, tell_live=True)
+        `progress` is called with the bytes that are saved and those there are in all. Raises
+        StorageError when the repository cannot be used at all. Without anything left it is not
+        looked at.
+        """
+        if not all_spools(self.repository.spools):
+            return
+        # A training script does not come here, and need not import the committer.
+        from replicate.recorder.recovery import recover
+
+        self.repository.create()
+        yield from recover(self.repository, progress or (lambda done, total: None))
+
+    def others_with_spools(self) -> list[str]:
+        """The other repositories for which runs may wait on this machine."""
+        known = known_repositories(self.config.spool)
+        return [url for url in known if url != self.repository.url]
 
     # ------------------------------------------------------------ comparing
 

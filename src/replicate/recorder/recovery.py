@@ -2,46 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-from replicate.errors import StorageError
+from replicate.config import Keep
+from replicate.errors import RepositoryError, StorageError
 from replicate.model import short
 from replicate.recorder.commit import Committer
 from replicate.repository import Repository
 from replicate.spool import Spool, all_spools
 
 
-def recover(repository: Repository, *, tell_live: bool = False) -> Iterator[str]:
-    """Commit every job that nobody else is about to commit; yield a sentence for each run.
+#: Is told now and again how many bytes are in the repository, and how many there were to save.
+Progress = Callable[[int, int], None]
 
-    A run whose process or helper is alive has its spool locked, and is passed over,
-    with `tell_live` not without a word.
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of the spool of one run: a sentence for a person, and whether its jobs are in the
+    repository now, are left to the process that records the run, or could not be saved."""
+
+    experiment: str
+    state: Literal["saved", "live", "failed"]
+    message: str
+
+
+def recover(
+    repository: Repository, progress: Progress = lambda done, total: None
+) -> Iterator[Outcome]:
+    """Commit every job that nobody else is about to commit.
+
+    A run whose process or helper is alive has its spool locked, and is passed over. One that has
+    left nothing is not worth a word.
     """
-    for spool in all_spools(repository.spools):
-        lock = spool.try_lock()
+    spools = all_spools(repository.spools)
+    sizes = [spool.size() for spool in spools]
+    for number, spool in enumerate(spools):
+        rest = sum(sizes[number + 1 :])
+
+        def left(size: int, rest: int = rest) -> None:
+            progress(max(0, sum(sizes) - rest - size), sum(sizes))
+
+        try:
+            lock = spool.try_lock()
+        except FileNotFoundError:
+            continue  # its helper has come to its end
         if lock is None:
-            if tell_live and spool.names():
-                id = short(spool.experiment)
-                yield f"Experiment {id} is still being saved by its own process: left to that."
+            if spool.names():
+                text = f"Experiment {short(spool.experiment)} is being saved by its own process"
+                yield Outcome(spool.experiment, "live", text)
             continue
         try:
-            yield from _recover_one(repository, spool)
+            yield from _recover_one(repository, spool, left)
         finally:
             spool.unlock(lock)
 
 
-def _recover_one(repository: Repository, spool: Spool) -> Iterator[str]:
-    jobs = len(spool.names())
+def _recover_one(
+    repository: Repository, spool: Spool, left: Callable[[int], None]
+) -> Iterator[Outcome]:
+    id, jobs, problems = spool.experiment, len(spool.names()), list[str]()
     try:
-        committer = Committer(repository, spool)
-        problems = list(committer.commit())
-    except StorageError as error:
-        yield f"Experiment {short(spool.experiment)} has unsaved work in {spool.directory}: {error}"
+        committer = _committer(repository, spool, lambda: left(spool.size()))
+        for problem in committer.commit():
+            problems.append(problem)
+            left(spool.size())
+        committer.free(all=True)
+    except (StorageError, RepositoryError) as error:
+        text = f"Experiment {short(id)} has unsaved work in {spool.directory}: {error}"
+        yield Outcome(id, "failed", text)
         return
     spool.destroy()
     if jobs or committer.has_streamed:
-        yield (
-            f"Experiment {short(spool.experiment)} was cut off: what it had not saved yet is "
-            "in the repository now."
-        )
-    yield from problems
+        what = "is saved: all of it" if committer.stopped else "was cut off: what it had left"
+        yield Outcome(id, "saved", f"Experiment {short(id)} {what} is in the repository now.")
+    yield from (Outcome(id, "saved", problem) for problem in problems)
+
+
+def _committer(repository: Repository, spool: Spool, progress: Callable[[], None]) -> Committer:
+    """Commits as the run itself would have done."""
+    settings = spool.settings
+    keep = settings.get("keep")
+    return Committer(
+        repository,
+        spool,
+        compress=settings.get("compress", repository.backend.remote),
+        keep=Keep(**keep) if keep else None,
+        progress=progress,
+    )
