@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+from replicate.secrets import HIDDEN, redact_text
+
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-HIDDEN = "***"
 _TIMEOUT = 10  # seconds, for git and nvidia-smi
 
 # The machine.
@@ -139,9 +140,10 @@ def without_credentials(url: str) -> str:
         return HIDDEN
     userinfo, at, location = parts.netloc.rpartition("@")
     if not at:
-        return url
+        return redact_text(url)
     name = "" if parts.scheme in ("http", "https") else userinfo.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{name}@{location}" if name else location))
+    plain = parts._replace(netloc=f"{name}@{location}" if name else location)
+    return redact_text(urlunsplit(plain))
 
 
 def _output(*arguments: str) -> str | None:

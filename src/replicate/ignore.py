@@ -12,7 +12,8 @@ import re
 import stat as modes
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -352,7 +353,15 @@ _SECRETS: tuple[tuple[str, bytes], ...] = (
     ("*.pem", rb"-----BEGIN [A-Z ]*PRIVATE KEY"),
     ("*.key", rb"-----BEGIN [A-Z ]*PRIVATE KEY"),
     ("*credentials*.json", rb'"private_key"'),
+    ("*service*account*.json", rb'"private_key"'),
+    ("*-????????????.json", rb'"private_key"'),  # as Google names the key of a service account
     ("*/kaggle.json", rb'"key"'),
+    ("*/.docker/config.json", rb'"auth"'),
+    ("*/.kube/config", rb""),
+    ("*/.pgpass", rb""),
+    ("*/.databrickscfg", rb""),
+    ("*/.streamlit/secrets.toml", rb""),
+    ("*.env", rb"(?i)(?:passw(?:or)?d|secret|token|key)\w*\s*="),
     ("*/.npmrc", rb"_authToken|_password"),
     ("*/.pypirc", rb"password"),
 )
@@ -366,8 +375,14 @@ def likely_secrets(root: Path, entries: Iterable[Entry]) -> list[str]:
     return [e.path for e in entries if e.kind == "file" and _is_secret(root, e.path)]
 
 
+@cache
+def _any_secret() -> re.Pattern[str]:
+    """What no path matches but those that one of the patterns does: nearly all are none."""
+    return re.compile("|".join(translate(pattern) for pattern, _ in _SECRETS))
+
+
 def _is_secret(root: Path, path: str) -> bool:
-    if path.endswith(_EXAMPLES):
+    if path.endswith(_EXAMPLES) or _any_secret().match(f"/{path}") is None:
         return False
     return any(
         fnmatchcase(f"/{path}", pattern)

@@ -12,11 +12,11 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HIDDEN = "***"
+from replicate.secrets import HIDDEN, Allowed, redact_words
 
 
 def host() -> str:
@@ -34,31 +34,19 @@ def user() -> str:
 
 # The command.
 
-#: Names of options whose values are secrets. A tokenizer's special tokens are none.
-_SECRET_NAME = re.compile(
-    r"""(?:^|[-_.])
-    (?: password | passwd | secret | credentials? | auth | api[-_]?key | access[-_]?key
-      | (?:secret|private|account)[-_]?key
-      | (?<!pad[-_]) (?<!bos[-_]) (?<!eos[-_]) (?<!unk[-_]) (?<!sep[-_]) (?<!cls[-_])
-        (?<!mask[-_]) token
-    )$""",
-    re.IGNORECASE | re.VERBOSE,
-)
-#: What secrets of well-known makers look like, wherever they stand; and a URL's user and password.
-_SECRET_VALUE = re.compile(
-    r"""(?<![A-Za-z0-9])
-    (?: sk-[A-Za-z0-9_-]{16,} | hf_[A-Za-z0-9]{16,} | (?:AKIA|ASIA)[A-Z0-9]{16}
-      | gh[pousr]_[A-Za-z0-9]{20,} | github_pat_\w{20,} | glpat-[\w-]{16,} | xox[abprs]-[\w-]{10,}
-      | AIza[\w-]{30,}
-    ) | (?<=://)[^/@\s]+:[^/@\s]+(?=@)""",
-    re.VERBOSE,
-)
 #: Interpreter options that take a value.
 _WITH_VALUE = "WX"
 
 
-def command(argv: Sequence[str], orig_argv: Sequence[str] | None = None) -> str:
-    """The command as its user typed it, without the interpreter and with secrets as `***`.
+def command(
+    argv: Sequence[str],
+    orig_argv: Sequence[str] | None = None,
+    *,
+    allowed: Allowed = (),
+    hidden: list[str] | None = None,
+) -> str:
+    """The command as its user typed it, without the interpreter and with secrets as `***`, but for
+    those that are `allowed`; the names of those options are added to `hidden`.
 
     `train.py --lr=0.2`; `-m package.train` for a module; `notebook` for a cell. `argv` is
     `sys.argv`; `orig_argv` is what the interpreter was started with, by default `sys.orig_argv`.
@@ -69,7 +57,10 @@ def command(argv: Sequence[str], orig_argv: Sequence[str] | None = None) -> str:
         return "notebook"
     module = _module(sys.orig_argv if orig_argv is None else orig_argv)
     words = ["-m", module] if module else [_script(argv[0])]
-    return " ".join(_quoted(word) for word in (*words, *_without_secrets(argv[1:])))
+    arguments, found = redact_words(argv[1:], allowed)
+    if hidden is not None:
+        hidden += found
+    return " ".join(_quoted(word) for word in (*words, *arguments))
 
 
 def _script(path: str) -> str:
@@ -93,20 +84,6 @@ def _module(orig_argv: Sequence[str]) -> str | None:
         if option[1] not in _WITH_VALUE:
             return value if option[1] == "m" else None
     return None
-
-
-def _without_secrets(arguments: Iterable[str]) -> Iterator[str]:
-    hide_next = False
-    for argument in arguments:
-        is_option = argument.startswith("-")
-        if hide_next and not is_option:
-            yield HIDDEN
-            hide_next = False
-            continue
-        name, equals, value = argument.partition("=")
-        is_secret = _SECRET_NAME.search(name) is not None
-        hide_next = is_option and is_secret and not equals
-        yield f"{name}={HIDDEN}" if is_secret and value else _SECRET_VALUE.sub(HIDDEN, argument)
 
 
 def _quoted(word: str) -> str:
