@@ -248,6 +248,17 @@ class BackendContract:
         expected = [k for k in sorted(self.TREE) if k.startswith(prefix) and k > after]
         assert keys(backend, prefix, after) == expected
 
+    @pytest.mark.parametrize("prefix", ["", "a/"])
+    def test_an_outline_may_only_lack_what_stands_aside_beside_a_file(
+        self, backend: Backend, prefix: str
+    ) -> None:
+        aside = ("a/x/log/1", "a/x/log/b/2")
+        needed = ("a/x/m", "a/x/sub/1", "a/y/log/1", "a/y/log/deep/1", "a/z/log-1")
+        backend.put_if_absent(dict.fromkeys((*aside, *needed), b"x"))
+        found = [stat.key for stat in backend.outline(prefix, {"log"})]
+        assert found == sorted(found)
+        assert set(needed) <= set(found) <= {*needed, *aside}
+
     # Deleting
 
     def test_delete_returns_what_is_gone(self, backend: Backend) -> None:

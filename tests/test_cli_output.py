@@ -215,7 +215,9 @@ def test_a_cut_text_says_so_and_is_never_too_wide() -> None:
 
 
 def test_reductions_are_taken_only_as_far_as_needed() -> None:
-    columns = [Column(k, k.upper() * 10, ["x"], short=["x"], short_heading=k) for k in "abc"]
+    columns = [
+        Column(k, k.upper() * 10, ["x"], short=lambda: ["x"], short_heading=k) for k in "abc"
+    ]
     steps = [("shorten", "a"), ("hide", "b"), ("hide", "c")]
     kept, hidden = fit(columns, 14, steps)  # type: ignore[arg-type]
     assert [c.heading for c in kept] == ["a", "C" * 10]

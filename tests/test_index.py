@@ -153,6 +153,23 @@ def test_a_new_checkpoint_makes_the_next_listing_read_one_journal(
     assert backend.read == []
 
 
+def test_a_listing_looks_into_no_stream_but_the_journal(
+    runs: list[Run], backend: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_logged = new_id()  # all else of it is lost
+    for stream in ("console", "log", "system"):
+        backend.put(f"experiments/{runs[0].id}/{stream}/w-0.jsonl", b"")
+        backend.put(f"experiments/{only_logged}/{stream}/w-0.jsonl", b"")
+    seen: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: seen.append(str(path)) or scandir(path))
+    assert set(Repository(backend).listing()) == {only_logged, *(run.id for run in runs)}
+    assert {Path(path).name for path in seen if f"{runs[0].id}/" in path} == {
+        runs[0].id,
+        "journal",
+    }
+
+
 def test_a_new_heartbeat_makes_the_next_listing_read_only_the_heartbeat(
     runs: list[Run], index: Index, repository: Repository, backend: Recorded
 ) -> None:

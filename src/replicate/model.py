@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, overload
 Value = Any
 Goal = Literal["minimize", "maximize"]
 
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 SHORT_ID = 7
 #: A heartbeat is missed when it is older than this many of its own intervals.
 MISSED_BEATS = 3
@@ -67,7 +68,7 @@ class CheckpointRecord:
     were new to the repository. Neither is None unless there are no files. `dropped` says that
     there were files, and that `keep` has let them go. `attempt` is the number of the attempt that
     made it; `superseded` says that a later attempt went back to before it: it is kept, and is never
-    best or latest.
+    best or latest. One that is not `saved` is only on the machine that this is read on.
     """
 
     id: str
@@ -89,6 +90,7 @@ class CheckpointRecord:
     def tree_ref(self) -> TreeRef | None:
         """Where its files are; None without files."""
         return None if self.tree is None else TreeRef(self.tree, self.packs)
+    saved: bool = True
 
     @property
     def primary_value(self) -> float | None:
@@ -286,7 +288,8 @@ class ExperimentRecord:
     Of a run that was resumed, `attempts` has every attempt, the first one too, and the inputs are
     those of the last; of any other it is empty. `imported` says which tool a run comes from, and
     what it was there. `edits` are the changes of its labels. `damage` has
-    one sentence for each part of it that is stored but cannot be read.
+    one sentence for each part of it that is stored but cannot be read. One that is not `saved` has
+    parts that are only on the machine that this is read on.
     """
 
     id: str
@@ -322,6 +325,7 @@ class ExperimentRecord:
     def tree_ref(self) -> TreeRef | None:
         """Where its code is; None when none was saved."""
         return None if self.tree is None else TreeRef(self.tree, self.packs)
+    saved: bool = True
 
     @property
     def status(self) -> Status:
@@ -462,8 +466,12 @@ def differing_params(experiments: Iterable[ExperimentRecord]) -> list[str]:
     A param that only some experiments have differs. In order of first appearance.
     """
     # One that is damaged may have had any: it says nothing about what differs.
-    flat = [flatten(e.params) for e in experiments if e.params or not e.damage]
-    names = dict.fromkeys(name for params in flat for name in params)
+    return differing([flatten(e.params) for e in experiments if e.params or not e.damage])
+
+
+def differing(flat: Sequence[Mapping[str, Value]]) -> list[str]:
+    """The names whose values are not the same in all of these flat mappings."""
+    names = dict.fromkeys(name for values in flat for name in values)
     missing = object()
     return [
         n for n in names if any(not same(p.get(n, missing), flat[0].get(n, missing)) for p in flat)
@@ -481,7 +489,7 @@ def flatten(params: Mapping[str, Value], prefix: str = "") -> dict[str, Value]:
     """Nested params under dotted names: {"a": {"b": 1}} is {"a.b": 1}. Lists stay whole."""
     flat: dict[str, Value] = {}
     for name, value in params.items():
-        if isinstance(value, Mapping) and value:
+        if type(value) not in _SCALARS and isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value

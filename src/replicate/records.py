@@ -41,7 +41,7 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 _BEFORE_CHECK, _AFTER_CHECK, _CHECK_SIZE = b',"check":"', b'"}', 16
 _TAIL_SIZE = len(_BEFORE_CHECK) + _CHECK_SIZE + len(_AFTER_CHECK)
 # As json.loads, without its guesses at encodings, which cost as much as the decoding of an event.
-_parse = json.JSONDecoder().scan_once
+_parse = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -326,6 +326,7 @@ def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) 
         data.get("attempt", 1),
         False,
         decode_packs(data),
+        True,
     )
     # As __init__ does for a frozen class with slots, in half the time: journals have thousands.
     made: CheckpointRecord = object.__new__(CheckpointRecord)

@@ -49,6 +49,8 @@ _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _DESCRIPTION = {"format": "replicate", "version": VERSION, "requires": []}
 _DESCRIPTION_KEY = "repository.json"
 _INPUTS, _HEARTBEAT = "experiment.json", "heartbeat.json"
+#: The streams of events that no record is made of.
+_ASIDE = frozenset({"console", "log", "system"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ class Repository:
     def listing(self) -> dict[str, Listed]:
         """What is stored of each experiment, by its id; nothing is read."""
         stats: dict[str, list[Stat]] = {}
-        for stat in self.backend.list("experiments/"):
+        for stat in self.backend.outline("experiments/", _ASIDE):
             id, _, name = stat.key.removeprefix("experiments/").partition("/")
             if name:
                 stats.setdefault(id, []).append(stat)

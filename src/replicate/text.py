@@ -50,6 +50,8 @@ def value(item: Value, *, full: bool = False) -> str:
         return json.dumps(item)
     if isinstance(item, float):
         return _float(item, full=full)
+    if isinstance(item, int):
+        return str(item)
     if isinstance(item, Mapping):
         items = (f"{_quoted(str(k))}: {_nested(v, full=full)}" for k, v in item.items())
         return f"{{{', '.join(items)}}}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from replicate.errors import UsageError
@@ -121,6 +121,11 @@ class Backend(ABC):
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         """Every key that starts with `prefix` (a whole directory such as `blobs/`, or "") and sorts
         after `after`, in the order of the keys. Keys that come or go meanwhile may be missed."""
+
+    def outline(self, prefix: str, aside: Container[str]) -> Iterator[Stat]:
+        """As `list`, but that the directories with these names may be passed over where they stand
+        beside a file: for who does not need them, and where to look into one costs."""
+        return self.list(prefix)
 
     @abstractmethod
     def delete(self, keys: Iterable[str], unless_modified_since: float | None = None) -> set[str]:

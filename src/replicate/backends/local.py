@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
@@ -137,6 +137,10 @@ class LocalBackend(Backend):
         validate_prefix(prefix, after)
         return self._walk(prefix, after)
 
+    def outline(self, prefix: str, aside: Container[str]) -> Iterator[Stat]:
+        validate_prefix(prefix, "")
+        return self._walk(prefix, "", aside)
+
     def delete(self, keys: Iterable[str], unless_modified_since: float | None = None) -> set[str]:
         paths = {key: self._path(key) for key in keys}
         with explained("delete in", self._root):
@@ -245,12 +249,16 @@ class LocalBackend(Backend):
             yield from (trash / key for trash in trashes)
             yield path  # it was put back while we looked
 
-    def _walk(self, directory: str, after: str) -> Iterator[Stat]:
-        """The keys in `directory` ("" or with a final slash) that sort after `after`, in order."""
-        for key, entry in _entries(self._root, directory):
+    def _walk(self, directory: str, after: str, aside: Container[str] = ()) -> Iterator[Stat]:
+        """The keys in `directory` ("" or with a final slash) that sort after `after`, in order;
+        without those in directories named in `aside`, where they stand beside a file."""
+        entries = _entries(self._root, directory)
+        if aside and any(not key.endswith("/") for key, _ in entries):
+            entries = [(key, entry) for key, entry in entries if entry.name not in aside]
+        for key, entry in entries:
             if key.endswith("/"):
                 if key > after or after.startswith(key):
-                    yield from self._walk(key, after)
+                    yield from self._walk(key, after, aside)
             elif key > after:
                 try:
                     found = entry.stat(follow_symlinks=False)
@@ -326,7 +334,7 @@ def _stat(key: str, found: os.stat_result) -> Stat:
     return Stat(key, found.st_size, found.st_mtime, version)
 
 
-def _entries(root: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _entries(root: Path, prefix: str) -> list[tuple[str, os.DirEntry[str]]]:
     """The files and directories at `prefix` in the order of the keys, a directory as `name/`.
 
     The final slash puts `a.json` before `a/b`, as the whole keys are. Links are not followed, and
@@ -345,8 +353,8 @@ def _entries(root: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
                     elif entry.is_file(follow_symlinks=False):
                         found.append((prefix + name, entry))
     except NO_FILE:  # it is gone, or was never there
-        return iter(())
+        return []
     except OSError as error:
         raise storage_error("list", root / prefix, error) from error
     found.sort(key=itemgetter(0))
-    return iter(found)
+    return found

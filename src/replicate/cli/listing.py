@@ -6,7 +6,7 @@ shown is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from replicate.cli import text
@@ -16,7 +16,7 @@ from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
     Value,
-    differing_params,
+    differing,
     flatten,
     short,
 )
@@ -24,6 +24,7 @@ from replicate.query import value_of
 
 #: On a narrow terminal no name and no param needs more than this to be recognised.
 _MAX_NAME_WIDTH, _MAX_PARAM_WIDTH = 16, 24
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def show_table(
@@ -87,6 +88,7 @@ def table_columns(
     ellipsis: str = "…",
 ) -> list[Column]:
     """The columns that these experiments call for; all params with `every`, else what differs."""
+    primary = [metric.name if (metric := e.primary_metric) else None for e in experiments]
     return [
         Column("id", "EXPERIMENT", [short(e.id) for e in experiments], whole=True),
         *_label_columns(experiments, ellipsis),
@@ -94,7 +96,7 @@ def table_columns(
             "started",
             "STARTED",
             [text.ago(e.created, now) for e in experiments],
-            short=[text.ago(e.created, now, brief=True) for e in experiments],
+            short=lambda: [text.ago(e.created, now, brief=True) for e in experiments],
         ),
         Column(
             "status", "STATUS", [e.status.value for e in experiments], styles=text.STATUS_STYLES
@@ -102,8 +104,8 @@ def table_columns(
         Column("host", "HOST", [text.escape(e.host) for e in experiments]),
         Column("user", "USER", [text.escape(e.user) for e in experiments]),
         *_param_columns(experiments, every, ellipsis),
-        *_checkpoint_columns(experiments, "latest", [e.latest() for e in experiments]),
-        *_checkpoint_columns(experiments, "best", [e.best() for e in experiments]),
+        *_checkpoint_columns("latest", [e.latest() for e in experiments], primary),
+        *_checkpoint_columns("best", [e.best() for e in experiments], primary),
     ]
 
 
@@ -129,7 +131,7 @@ def _label_columns(experiments: Sequence[ExperimentRecord], ellipsis: str) -> li
     """Names and tags, if anyone gave any."""
     names = [text.escape(e.name or "") for e in experiments]
     tags = [text.escape(", ".join(e.tags)) for e in experiments]
-    brief = [cut(name, _MAX_NAME_WIDTH, ellipsis) for name in names]
+    brief = _cutting(names, _MAX_NAME_WIDTH, ellipsis)
     columns = (Column("name", "NAME", names, short=brief), Column("tags", "TAGS", tags))
     return [column for column in columns if any(column.cells)]
 
@@ -138,37 +140,41 @@ def _param_columns(
     experiments: Sequence[ExperimentRecord], every: bool, ellipsis: str
 ) -> list[Column]:
     params = [flatten(e.params) for e in experiments]
-    names = dict.fromkeys(name for flat in params for name in flat)
-    shown = list(names) if every else differing_params(experiments)
+    if every:
+        shown = list(dict.fromkeys(name for flat in params for name in flat))
+    else:  # one that is damaged may have had any param: it says nothing about what differs
+        known = zip(params, experiments, strict=True)
+        shown = differing([flat for flat, e in known if flat or not e.damage])
     return [
         _param_column(name, [_cell(flat, name) for flat in params], ellipsis)
         for name in shown
-        if not any(_is_object(flat.get(name)) for flat in params)
+        if not any(_is_object(flat[name]) for flat in params if name in flat)
     ]
 
 
 def _param_column(name: str, cells: Sequence[str], ellipsis: str) -> Column:
-    brief = [cut(cell, _MAX_PARAM_WIDTH, ellipsis) for cell in cells]
+    brief = _cutting(cells, _MAX_PARAM_WIDTH, ellipsis)
     return Column(f"param:{name}", text.heading(name), cells, short=brief)
 
 
+def _cutting(cells: Sequence[str], width: int, ellipsis: str) -> Callable[[], list[str]]:
+    return lambda: [cut(cell, width, ellipsis) for cell in cells]
+
+
 def _checkpoint_columns(
-    experiments: Sequence[ExperimentRecord],
-    which: str,
-    checkpoints: Sequence[CheckpointRecord | None],
+    which: str, checkpoints: Sequence[CheckpointRecord | None], primary: Sequence[str | None]
 ) -> list[Column]:
     """Checkpoints and the primary metrics in them; none at all if there are no best ones."""
-    metrics = dict.fromkeys(e.primary_metric.name for e in experiments if e.primary_metric)
+    metrics = dict.fromkeys(name for name in primary if name is not None)
     if which == "best" and not metrics:
         return []
     ids = [text.checkpoint_name(c) if c else "" for c in checkpoints]
-    brief = [short(c.id) if c else "" for c in checkpoints]
     return [
         Column(
             which,
             f"{which.upper()} CHECKPOINT",
             ids,
-            short=brief,
+            short=lambda: [short(c.id) if c else "" for c in checkpoints],
             short_heading=which.upper(),
             whole=True,
         ),
@@ -176,7 +182,7 @@ def _checkpoint_columns(
             Column(
                 f"{which}:{name}",
                 text.heading(name),
-                _primary_cells(experiments, checkpoints, name),
+                _primary_cells(checkpoints, primary, name),
             )
             for name in metrics
         ),
@@ -184,14 +190,12 @@ def _checkpoint_columns(
 
 
 def _primary_cells(
-    experiments: Sequence[ExperimentRecord],
-    checkpoints: Sequence[CheckpointRecord | None],
-    name: str,
+    checkpoints: Sequence[CheckpointRecord | None], primary: Sequence[str | None], name: str
 ) -> list[str]:
     """The metric of that name where it is the primary one, and nothing where it is not."""
     return [
-        _cell(c.metrics, name) if c and e.primary_metric and e.primary_metric.name == name else ""
-        for e, c in zip(experiments, checkpoints, strict=True)
+        _cell(checkpoint.metrics, name) if checkpoint and of_run == name else ""
+        for checkpoint, of_run in zip(checkpoints, primary, strict=True)
     ]
 
 
@@ -201,6 +205,8 @@ def _cell(values: Mapping[str, Value], name: str) -> str:
 
 def _is_object(value: Value) -> bool:
     """Whether the value has parts of its own, for which a cell is too small."""
+    if type(value) in _SCALARS:
+        return False
     if isinstance(value, list | tuple):
         return any(isinstance(item, Mapping | list | tuple) for item in value)
     return isinstance(value, Mapping)

@@ -355,7 +355,7 @@ def checkpoint_columns(
             "created",
             "CREATED",
             [text.ago(when, now) if when else "" for when in created],
-            short=[text.ago(when, now, brief=True) if when else "" for when in created],
+            short=lambda: [text.ago(when, now, brief=True) if when else "" for when in created],
         ),
     ]
     if every and experiment.attempts:

@@ -62,14 +62,15 @@ def pad(text: str, width: int) -> str:
 class Column:
     """A heading and its cells.
 
-    `short` and `short_heading` are their shorter forms, for a narrow terminal. `styles` says which
+    `short` gives the cells in their shorter form, and `short_heading` is that of the heading, for a
+    narrow terminal. `styles` says which
     cells are painted. A column that is `whole` is never cut: half an id is of no use.
     """
 
     key: str
     heading: str
     cells: Sequence[str]
-    short: Sequence[str] | None = None
+    short: Callable[[], Sequence[str]] | None = None
     short_heading: str | None = None
     styles: Mapping[str, str] = field(default_factory=dict)
     whole: bool = False
@@ -77,7 +78,7 @@ class Column:
     @property
     def width(self) -> int:
         """The places that its widest cell takes, or its heading."""
-        return max(map(text_width, (self.heading, *self.cells)))
+        return max(text_width(self.heading), max(_widths(self.cells), default=0))
 
 
 def fit(
@@ -108,7 +109,7 @@ def fit(
 
 
 def _shortened(column: Column) -> Column:
-    cells = column.cells if column.short is None else column.short
+    cells = column.cells if column.short is None else column.short()
     return replace(column, heading=column.short_heading or column.heading, cells=cells)
 
 
@@ -138,20 +139,29 @@ def render(columns: Sequence[Column], paint: Paint = unpainted) -> list[str]:
     """The lines of the table: the headings and a line for each row, with no space at their ends."""
     if not columns:
         return []
-    heading = [(c.heading, "bold") for c in columns]
-    rows = zip(
-        *([(cell, c.styles.get(cell, "")) for cell in c.cells] for c in columns), strict=True
-    )
-    widths = [c.width for c in columns]
-    return [_line(row, widths, paint) for row in (heading, *rows)]
+    # A listing has many rows and few columns: what can be done for a column at once is done so.
+    rows = zip(*(_padded(column, paint) for column in columns), strict=True)
+    return [GAP.join(row).rstrip(" ") for row in rows]
 
 
-def _line(cells: Sequence[tuple[str, str]], widths: Sequence[int], paint: Paint) -> str:
-    """The cells side by side. The spaces stay outside of what is painted."""
-    last = max((i for i, (text, _) in enumerate(cells) if text), default=-1)
-    parts = []
-    for i, (text, style) in enumerate(cells[: last + 1]):
-        painted = paint(text, style) if style and text else text
-        spaces = "" if i == last else " " * (widths[i] - text_width(text)) + GAP
-        parts.append(painted + spaces)
-    return "".join(parts)
+def _padded(column: Column, paint: Paint) -> list[str]:
+    """The heading and the cells, all as wide as the widest. The spaces stay outside of what is
+    painted."""
+    heading, width = column.heading, column.width
+    padded = [
+        cell + " " * (width - taken)
+        for cell, taken in zip(column.cells, _widths(column.cells), strict=True)
+    ]
+    if column.styles:
+        padded = [_painted(c, p, column, paint) for c, p in zip(column.cells, padded, strict=True)]
+    return [paint(heading, "bold") + " " * (width - text_width(heading)), *padded]
+
+
+def _painted(cell: str, padded: str, column: Column, paint: Paint) -> str:
+    style = column.styles.get(cell, "")
+    return paint(cell, style) + padded[len(cell) :] if style else padded
+
+
+def _widths(cells: Sequence[str]) -> Iterable[int]:
+    """The places that each of the cells takes."""
+    return map(len if all(map(str.isascii, cells)) else text_width, cells)
