@@ -17,7 +17,7 @@ from replicate.cli import COMMANDS
 #: From the bottom up. A module may import what stands in a row below its own, and the modules of
 #: its own package. A package stands for all its modules, unless one of them has a row of its own.
 LAYERS = (
-    ("errors", "background", "secrets"),
+    ("errors", "background", "secrets", "checks"),
     ("config", "ignore", "cache", "compact", "backends.base", "chunking", "compression", "periods"),
     ("model", "packs", "backends"),
     ("blobs", "records", "values", "diff", "query", "environment", "process", "text", "changes"),
@@ -33,7 +33,7 @@ LAYERS = (
 #: What the commands of the command line share. No command imports another.
 SHARED_BY_COMMANDS = {
     *("chart", "options", "output", "progress", "schema", "table", "text"),
-    *("listing", "metrics", "provenance", "selection"),
+    *("listing", "metrics", "moving", "provenance", "selection"),
 }
 #: Imports inside functions: who has one, of what, and why it is not at the top.
 LATE = {
@@ -49,6 +49,9 @@ LATE = {
     ("project.project", "replicate.recorder.recovery"): "the same, and `sync`",
     ("environment", "importlib.metadata"): "10 ms that only the helper has to pay",
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
+    ("backends.credentials", "boto3"): "optional: only who uses AWS's profiles has it",
+    ("backends.credentials", "botocore.*"): "the same",
+    ("backends.credentials", "obstore.*"): "the same",
     ("backends.location", "replicate.backends.cloud"): "obstore is for those who have a bucket",
     ("compression", "zstandard"): "only a repository that compresses needs it",
     ("compression", "numpy"): "optional: only long chunks that were compressed are decoded with it",

@@ -313,7 +313,7 @@ def test_importing_leaves_no_file_behind(project: ProjectDirectory, keepsake: Pa
     assert left <= {"repository.json", "trees", "blobs"}
 
 
-@pytest.mark.parametrize("source", ["nowhere", ".", "s3://bucket/root"])
+@pytest.mark.parametrize("source", ["nowhere", ".", "ftp://host/root"])
 def test_what_cannot_be_imported_is_wrong_use(project: ProjectDirectory, source: str) -> None:
     project.cli("import", source, expect=2)
     assert not project.repository.exists()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from replicate.backends.location import open_backend
+from replicate.errors import NotFoundError
 from replicate.interop.importing import Target
 from replicate.maintenance import Merge, Outcome
 from replicate.repository import Repository
@@ -29,8 +30,10 @@ class ReplicateRepository:
         return description.is_file() and b'"format"' in description.read_bytes()[:64]
 
     def names(self) -> Sequence[str]:
-        """The ids of its experiments."""
-        return self._source.ids() if self._source.exists() else []
+        """The ids of its experiments. Raises NotFoundError."""
+        if not self._source.exists():
+            raise NotFoundError(f"There is no repository at {self._source.url}")
+        return self._source.ids()
 
     def bring(self, name: str, target: Target) -> tuple[str, Outcome]:
         """See `Store.bring`."""

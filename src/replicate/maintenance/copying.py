@@ -146,6 +146,7 @@ class Objects:
         """Store blobs, or touch them at their `places`. Returns why those that are lost are."""
         absent = [(hash, size) for hash, size in blobs if hash not in places]
         if self._dry_run:
+            self._recent.add((blob_key(hash) for hash, _ in absent), "", time.time())
             self._add(len(absent), sum(size for _, size in absent))
             return []
         loaded = several(lambda blob: self._attempt(*blob), absent)
@@ -176,7 +177,9 @@ class Objects:
     def _store(self, contents: Mapping[str, Content]) -> None:
         """Write what is absent, touch what is there, and take note of it."""
         if self._dry_run:
-            absent = [key for key in contents if self._target.stat(key) is None]
+            new = [key for key in contents if self._recent.find(key) is None]
+            absent = [key for key in new if self._target.stat(key) is None]
+            self._recent.add(absent, "", time.time())
             self._add(len(absent), sum(len(contents[key]) for key in absent))
         elif contents:
             sent = time.time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from replicate.errors import AmbiguousIdError, NotFoundError, UsageError
 from replicate.index import Index, Match
 from replicate.model import CheckpointRecord, ExperimentRecord, Origin, Point, TreeRef, short
 from replicate.project import checkouts, lineage, resuming
+from replicate.project import pending as waiting
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.checkpoints import Checkpoint
+from replicate.project.elsewhere import location_of
 from replicate.project.experiments import Experiment
 from replicate.project.lineage import Relative
 from replicate.project.lists import Experiments
@@ -32,7 +34,16 @@ from replicate.streams import OutputReader, samples
 from replicate.tree import reader
 
 if TYPE_CHECKING:
-    from replicate.maintenance import Collected, Progress, RemovalPlan, Removed, Usage, Verification
+    from replicate.maintenance import (
+        Collected,
+        Compacted,
+        Progress,
+        RemovalPlan,
+        Removed,
+        Transferred,
+        Usage,
+        Verification,
+    )
     from replicate.recorder.recovery import Outcome
 
 Report = Callable[[str], None]
@@ -197,16 +208,31 @@ class Project:
     def records(self) -> list[ExperimentRecord]:
         """All experiments that are not deleted, the oldest first.
 
-        What this process has recorded so far is in it. No repository yet means no experiments.
+        What this process has recorded so far is in it, and what waits on this machine for a
+        remote repository. No repository yet means no experiments.
         """
+        left = waiting.pending(self.repository)  # before the rest: what is saved meanwhile is there
         index = self._index()
-        return index.records() if index else []
+        records = index.records() if index else []
+        if not left:
+            return records
+        found = [waits.added_to(r) if (waits := left.pop(r.id, None)) else r for r in records]
+        found += [record for one in left.values() if (record := one.alone())]
+        return sorted(found, key=lambda e: (e.created, e.id))
 
     def _index(self) -> Index | None:
-        """What is in the repository, with all that this process has recorded so far."""
+        """What is in the repository; in one that is not remote, with all that this process has
+        recorded so far. None where there is none, or the network is not to be used."""
+        if not self._online:
+            return None
         for recorder in live_recorders():
-            recorder.wait()
+            if not recorder.remote:
+                recorder.wait()
         return Index(self.repository, self.config.cache) if self.repository.exists() else None
+
+    @property
+    def _online(self) -> bool:
+        return self.config.mode != "offline" or not self.repository.backend.remote
 
     def resolve(self, prefix: str) -> Found:
         """The experiment or checkpoint whose id starts with `prefix`.
@@ -217,14 +243,22 @@ class Project:
 
     def matches(self, prefix: str) -> list[Match]:
         """The ids of experiments and checkpoints that start with `prefix`; none for no prefix."""
-        index = self._index()
-        return index.matches([prefix])[0] if index else []
+        return self._matches([prefix])[0]
 
     def resolve_all(self, prefixes: Sequence[str]) -> list[Found]:
         """What each of these prefixes stands for. Raises like `resolve`."""
+        found = self._matches(prefixes)
+        return [self._resolve(*pair) for pair in zip(prefixes, found, strict=True)]
+
+    def _matches(self, prefixes: Sequence[str]) -> list[list[Match]]:
+        left = waiting.pending(self.repository)  # before the rest, as in `records`
         index = self._index()
         found = index.matches(prefixes) if index else [[] for _ in prefixes]
-        return [self._resolve(*pair) for pair in zip(prefixes, found, strict=True)]
+        here = [Match(*ids) for one in left.values() for ids in one.ids()]
+        for prefix, matches in zip(prefixes, found, strict=True):
+            new = [m for m in here if prefix and (m.checkpoint or m.experiment).startswith(prefix)]
+            matches += [match for match in new if match not in matches]
+        return found
 
     def _resolve(self, prefix: str, matches: Sequence[Match]) -> Found:
         if len(matches) == 1:
@@ -240,7 +274,7 @@ class Project:
         )
 
     def _found(self, match: Match) -> Found:
-        record = self.repository.experiment(match.experiment)
+        record = waiting.current(self.repository, match.experiment, online=self._online)
         if match.checkpoint is None:
             return record
         return record, next(c for c in record.checkpoints if c.id == match.checkpoint)
@@ -289,6 +323,54 @@ class Project:
         """The other repositories for which runs may wait on this machine."""
         known = known_repositories(self.config.spool)
         return [url for url in known if url != self.repository.url]
+
+    # ------------------------------------------------------------ other repositories
+
+    def elsewhere(self, repository: str | os.PathLike[str]) -> Project:
+        """This project with another repository: a URL, a path from the working directory, or a
+        directory that has a repository in `.replicate`."""
+        return Project(location_of(repository), self.directory, report=self._report)
+
+    def push(
+        self,
+        target: str | os.PathLike[str] | Project,
+        experiments: Iterable[Experiment | str] | None = None,
+        *,
+        deletions: bool = False,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> Transferred:
+        """Bring experiments, by default all, into another repository; see `maintenance.transfer`.
+        `target` is as for `elsewhere`; an experiment may be given by the beginning of its id."""
+        other = target if isinstance(target, Project) else self.elsewhere(target)
+        for recorder in live_recorders():
+            recorder.wait()
+        return maintenance.transfer(
+            self.repository,
+            other.repository,
+            None if experiments is None else self._ids(experiments),
+            compress=other.repository.compresses(self.config.compression),
+            deletions=deletions,
+            dry_run=dry_run,
+            progress=progress or maintenance.silent,
+        )
+
+    def pull(
+        self,
+        source: str | os.PathLike[str] | Project,
+        experiments: Iterable[Experiment | str] | None = None,
+        **options: Any,
+    ) -> Transferred:
+        """Bring experiments from another repository into this project's; options as of `push`."""
+        other = source if isinstance(source, Project) else self.elsewhere(source)
+        return other.push(self, experiments, **options)
+
+    def _ids(self, experiments: Iterable[Experiment | str]) -> list[str]:
+        """The whole ids of experiments that are given as such, or by the beginnings of theirs."""
+        given = list(experiments)
+        named = [one for one in given if isinstance(one, str)]
+        found = [one.id for one in given if not isinstance(one, str)]
+        return list(dict.fromkeys([*found, *(e.id for e in self.find_all(named))]))
 
     # ------------------------------------------------------------ comparing
 
@@ -376,6 +458,10 @@ class Project:
     def gc(self, *, dry_run: bool = False) -> Collected:
         """Remove what nothing refers to; see `maintenance.collect`."""
         return maintenance.collect(self._existing(), dry_run=dry_run)
+
+    def compact(self, *, dry_run: bool = False, progress: Progress | None = None) -> Compacted:
+        """Bring the listing that all share up to date; see `maintenance.compact`."""
+        return maintenance.compact(self._existing(), dry_run=dry_run, progress=progress)
 
     def usage(self) -> Usage:
         """How many bytes the experiments take."""
