@@ -11,7 +11,6 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -189,40 +188,37 @@ def load(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudSettings:
-    """What the standard variables of the clouds say, as far as obstore does not read it itself."""
+    """What the standard variables of the clouds say, as far as obstore does not read it itself.
+
+    `aws_profile` is the one that was named. Without a name, and unless `aws_knows` (the environment
+    itself says who asks), the default profile in `aws_files` holds.
+    """
 
     s3_endpoint: str | None = None
     aws_profile: str | None = None
+    aws_knows: bool = False
+    aws_files: tuple[Path, ...] = ()
+    aws_region: str | None = None
     gcs_emulator: str | None = None
     azure_connection: str | None = None
 
 
 def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
-    endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    def first(*names: str) -> str | None:
+        return next((value for name in names if (value := environ.get(name))), None)
+
     return CloudSettings(
-        s3_endpoint=endpoint or None,
-        aws_profile=_aws_profile(environ),
-        gcs_emulator=environ.get("STORAGE_EMULATOR_HOST") or None,
-        azure_connection=environ.get("AZURE_STORAGE_CONNECTION_STRING") or None,
+        s3_endpoint=first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        aws_profile=first("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
+        aws_knows=first(*_AWS_IDENTITY) is not None,
+        aws_files=tuple(
+            Path(os.path.expanduser(environ.get(name) or usual))
+            for name, usual in _AWS_FILES.items()
+        ),
+        aws_region=first("AWS_REGION", "AWS_DEFAULT_REGION"),
+        gcs_emulator=first("STORAGE_EMULATOR_HOST"),
+        azure_connection=first("AZURE_STORAGE_CONNECTION_STRING"),
     )
-
-
-def _aws_profile(environ: Mapping[str, str]) -> str | None:
-    """The profile of `~/.aws` that holds, or None where the environment says who asks.
-
-    As the tools of AWS do: a profile that is named wins; keys and roles in the environment come
-    before the default profile.
-    """
-    if named := environ.get("AWS_PROFILE") or environ.get("AWS_DEFAULT_PROFILE"):
-        return named
-    if any(environ.get(name) for name in _AWS_IDENTITY):
-        return None
-    for name, usual in _AWS_FILES.items():
-        file = Path(environ.get(name) or usual).expanduser()
-        with suppress(OSError):
-            if "[default]" in file.read_text(encoding="utf-8", errors="replace"):
-                return "default"
-    return None
 
 
 def rank(environ: Mapping[str, str] = os.environ) -> int:

@@ -60,10 +60,12 @@ _CODES = {
     "ServerBusy": _BUSY,
     "TooManyRequests": _BUSY,
 }
+_RENEWAL = ("the credentials could not be renewed", _LOG_IN)
+_SSO = ("you are not logged in with SSO, or no longer", "Run `aws sso login`, then try again.")
 _NO_CREDENTIALS = ("no credentials were found", _CREDENTIALS)
 #: What trying again does not change, before somebody has.
 _REFUSALS = {
-    *(_NO_BUCKET, _CLOCK, _DENIED, _UNKNOWN_KEY, _EXPIRED, _ELSEWHERE, _NO_CREDENTIALS),
+    *(_NO_BUCKET, _CLOCK, _DENIED, _UNKNOWN_KEY, _EXPIRED, _ELSEWHERE, _NO_CREDENTIALS, _SSO),
     _CODES["InvalidBucketName"],
 }
 _STATUSES = {301: _ELSEWHERE, 401: _UNKNOWN_KEY, 403: _DENIED, 429: _BUSY}
@@ -106,6 +108,8 @@ def storage_error(action: str, url: str, key: str, error: BaseException) -> Stor
 
 def _cause(text: str) -> tuple[str, str | None]:
     code, status = _code(text), _status(text)
+    if "External AWS credential provider" in text:  # what boto3 raised, in there
+        return _SSO if "SSO" in text else _RENEWAL
     if any(host in text for host in _INSTANCE):
         return _NO_CREDENTIALS
     if known := _CODES.get(code) or _STATUSES.get(status):

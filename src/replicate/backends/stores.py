@@ -14,6 +14,7 @@ from typing import Any
 
 from obstore.store import AzureStore, GCSStore, S3Store
 
+from replicate.backends.credentials import profile_of, region_of
 from replicate.config import CloudSettings
 from replicate.errors import ConfigError, StorageError
 
@@ -107,11 +108,24 @@ def _refuse_forks() -> None:
 
 
 def _s3(bucket: str, root: str | None, settings: CloudSettings, client: Any, retries: Any) -> Store:
+    provider, region = profile_of(settings)
+    region = settings.aws_region or region
     config: Any = {}
     if settings.s3_endpoint:
         config["endpoint"] = settings.s3_endpoint
         client = client | {"allow_http": settings.s3_endpoint.startswith("http://")}
-    return S3Store(bucket, prefix=root, config=config, client_options=client, retry_config=retries)
+    elif region is None:
+        region = region_of(bucket)
+    if region:
+        config["region"] = region
+    return S3Store(
+        bucket,
+        prefix=root,
+        config=config,
+        client_options=client,
+        retry_config=retries,
+        credential_provider=provider,
+    )
 
 
 def _gcs(
