@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -203,6 +204,29 @@ def test_scatter_and_parallel_do_without_values_that_are_missing() -> None:
     ax = some.scatter("lr")
     assert "2 without a value" in ax.get_title()
     assert "3 experiments" in some.parallel().get_title()
+
+
+def test_parallel_marks_what_is_missing_and_breaks_no_line() -> None:
+    some = listed(
+        record(0, {"lr": 0.1, "depth": 3}, losses(1.0)),
+        record(1, {"lr": 0.2}, losses(math.nan)),
+        record(2, {"depth": 5}, losses(0.5)),
+    )
+    ax = some.parallel(["lr", "depth"])
+    lines = [line.get_ydata() for line in ax.lines if len(line.get_xdata()) == 3]
+    assert len(lines) == 3
+    assert all(math.isfinite(height) for line in lines for height in line)
+    assert [t.get_text() for t in ax.texts].count("missing") == 3
+
+
+def test_the_names_on_the_axes_of_parallel_do_not_lie_on_each_other() -> None:
+    rates = (0.001, 0.0011, 0.0012, 0.1, 0.5, 1750.0)
+    many = listed(*(record(n, {"lr": lr}, losses(1.0 / lr)) for n, lr in enumerate(rates)))
+    ax = many.parallel(["lr"])
+    names = {t.get_text(): t.get_position() for t in ax.texts}
+    assert {"0.001", "1750"} <= names.keys()
+    heights = sorted(y for x, y in names.values() if x < 0.5)
+    assert all(high - low > 0.04 for low, high in pairwise(heights))
 
 
 def test_a_figure_of_one_unchanging_value_is_drawn(tmp_path: Path) -> None:

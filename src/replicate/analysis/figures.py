@@ -24,7 +24,7 @@ from replicate.analysis.charts import (
 )
 from replicate.analysis.optional import required
 from replicate.analysis.series import smoothed
-from replicate.text import escape
+from replicate.text import escape, value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +41,8 @@ _MAX_CATEGORY = 18
 _MAX_LABEL = 72
 _MAX_INSIDE = 24
 _MAX_CATEGORIES = 12
+#: On an upright axis from 0 to 1: where a value that is missing is drawn, and what a name takes.
+_MISSING, _TICK_ROOM = -0.12, 0.045
 
 
 def _required(module: str) -> Any:
@@ -164,7 +166,8 @@ def _name_categories(ax: Axes, scale: Scale) -> None:
 
 def draw_parallel(parallel: Parallel, ax: Axes) -> Axes:
     """An upright axis for each param and one for the metric, and a line through them for each
-    experiment, coloured by the metric; the best is drawn above the others."""
+    experiment, coloured by the metric; the best is drawn above the others. What an experiment has
+    no number for is marked as missing, below the axis."""
     scales = [*parallel.params, parallel.metric]
     values = parallel.metric.positions
     rows = [_heights(scale) for scale in scales]
@@ -179,7 +182,10 @@ def draw_parallel(parallel: Parallel, ax: Axes) -> Axes:
         )
     for place, scale in enumerate(scales):
         _upright_axis(ax, place, scale)
-    ax.set_xticks(range(len(scales)), [_short(s.name) for s in scales], parse_math=False)
+    names = [_short(s.name) for s in scales]
+    room = _MAX_CATEGORY * 4 // len(scales)
+    slanted: Any = {"rotation": 20, "ha": "right"} if max(map(len, names)) > room else {}
+    ax.set_xticks(range(len(scales)), names, parse_math=False, **slanted)
     ax.tick_params(axis="x", length=0, pad=8)
     ax.set_yticks([])
     ax.set_xlim(-0.25, len(scales) - 1 + 0.4)
@@ -190,12 +196,12 @@ def draw_parallel(parallel: Parallel, ax: Axes) -> Axes:
 
 def _heights(scale: Scale) -> list[float]:
     place, _ = placed(scale)
-    return [place(p) if p is not None and math.isfinite(p) else math.nan for p in scale.positions]
+    return [place(p) if p is not None and math.isfinite(p) else _MISSING for p in scale.positions]
 
 
 def _upright_axis(ax: Axes, x: int, scale: Scale) -> None:
     ax.plot([x, x], [0, 1], color=_UNKNOWN, linewidth=0.8, zorder=0)
-    for height, name in _ticks(scale):
+    for height, name in _legible(_ticks(scale)):
         ax.plot([x, x + 0.025], [height, height], color=_UNKNOWN, linewidth=0.8, zorder=0)
         label = ax.text(x + 0.04, height, _short(name), fontsize=7.5, va="center", zorder=5)
         label.set_bbox({"facecolor": ax.get_facecolor(), "alpha": 0.8, "pad": 0.8, "linewidth": 0})
@@ -204,15 +210,26 @@ def _upright_axis(ax: Axes, x: int, scale: Scale) -> None:
 
 def _ticks(scale: Scale) -> list[tuple[float, str]]:
     place, log = placed(scale)
+    missing = [] if all(map(_finite, scale.positions)) else [(_MISSING, "missing")]
     if scale.categories:
         every = math.ceil(len(scale.categories) / _MAX_CATEGORIES)
-        return [(place(float(i)), c) for i, c in enumerate(scale.categories) if i % every == 0]
+        named = [(place(float(i)), c) for i, c in enumerate(scale.categories) if i % every == 0]
+        return missing + named
     known = sorted({p for p in scale.positions if p is not None and math.isfinite(p)})
     if len(known) > 7:
         low, high = known[0], known[-1]
         parts = (0.0, 0.25, 0.5, 0.75, 1.0)
         known = [low * (high / low) ** t if log else low + t * (high - low) for t in parts]
-    return [(place(value), f"{value:.3g}") for value in known]
+    return missing + [(place(v), value(float(f"{v:.3g}"))) for v in known]
+
+
+def _legible(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Those of the ticks whose names do not lie on each other's: the ends first, then the others."""
+    kept: list[tuple[float, str]] = []
+    for tick in (*ticks[-1:], *ticks[:2], *reversed(ticks)):
+        if all(abs(tick[0] - other[0]) >= _TICK_ROOM for other in kept):
+            kept.append(tick)
+    return kept
 
 
 def _shades(shade: Shade, bar: Axes | None = None) -> list[Any]:
