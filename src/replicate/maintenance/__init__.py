@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from replicate.maintenance.compaction import Compacted, compact
     from replicate.maintenance.gc import Collected, collect
     from replicate.maintenance.merge import Merge, Outcome
     from replicate.maintenance.presence import announced
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Collected",
+    "Compacted",
     "Damage",
     "ExperimentUsage",
     "Holder",
@@ -38,6 +40,7 @@ __all__ = [
     "announced",
     "check",
     "collect",
+    "compact",
     "delete_experiments",
     "measure",
     "objects_of",
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "compaction": ("Compacted", "compact"),
     "gc": ("Collected", "collect"),
     "merge": ("Merge", "Outcome"),
     "presence": ("announced",),

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from replicate.backends.base import Stat
 from replicate.errors import DamagedError, KeyNotFoundError
+from replicate.maintenance.compaction import tidy
 from replicate.maintenance.presence import has_spool, somebody_may_write
 from replicate.maintenance.references import (
     Backup,
     Reference,
     backups,
+    each,
     objects,
     records,
     references,
@@ -31,6 +34,9 @@ from replicate.tree import Tree
 #: How long an object that nothing refers to stays while somebody may be writing (seconds): longer
 #: than from the moment a writer has stored it, or touched it, until its journal line is there.
 GRACE = 3600.0
+#: The same for a bucket, which is written over lines on which a large file takes hours, and where
+#: nobody can see who is about to.
+REMOTE_GRACE = 24 * 3600.0
 #: How long what a checkout has overwritten can be put back (seconds).
 UNDO_KEPT = 30 * 86_400.0
 
@@ -74,10 +80,10 @@ def collect(
 ) -> Collected:
     """Remove every object, or those of `among`, that nothing refers to and that is old enough.
 
-    `grace` is how old, in seconds; by default GRACE, or 0 when nobody else can be writing. What a
-    writer stores or touches meanwhile stays. `recording` is the experiment that the caller itself
-    records; it must not store anything until this returns. Raises DamagedError, with nothing
-    removed, when something that may refer to objects cannot be read.
+    `grace` is how old, in seconds; by default GRACE, of a bucket REMOTE_GRACE, or 0 when nobody
+    else can be writing. What a writer stores or touches meanwhile stays. `recording` is the
+    experiment that the caller itself records; it must not store anything until this returns. Raises
+    DamagedError, with nothing removed, when something that may refer to objects cannot be read.
     """
     backend = repository.backend
     # The order matters. Whoever writes without having been seen starts after `start`, so all that
@@ -90,17 +96,21 @@ def collect(
         candidates[name].append(stat)
     marked = _mark(repository, candidates, start, recording)
     _refuse_damage(repository, marked.problems)
-    longest = GRACE if grace is None else grace
+    usual = REMOTE_GRACE if backend.remote else GRACE
+    longest = usual if grace is None else grace
     kept_for = longest if grace is not None or writers or marked.running else 0.0
     limit, metadata = start - kept_for, start - longest
     old, young = _by_age(candidates, limit, start)
-    remains = [k for id in marked.deleted for k in _remains(repository, id, metadata)]
+    found = each(repository, partial(_remains, repository, metadata), marked.deleted)
+    remains = [key for keys in found for key in keys]
     gone = set(old)
     if not dry_run:
         gone = backend.delete(old, unless_modified_since=limit)
         backend.delete(remains, unless_modified_since=metadata)
         expired = [backup.stat.key for backup in marked.expired]
         backend.delete(expired, unless_modified_since=start - UNDO_KEPT)
+        if backend.remote and among is None:
+            tidy(repository, start)
     return Collected(
         objects=len(gone),
         bytes=sum(old[key] for key in gone),
@@ -172,7 +182,7 @@ def _by_age(
     return old, {stat.key: stat.size for stat in every if stat.modified >= limit}
 
 
-def _remains(repository: Repository, id: str, limit: float) -> list[str]:
+def _remains(repository: Repository, limit: float, id: str) -> list[str]:
     """The files of a deleted experiment that can go, once the last of them is older than `limit`:
     a run that goes on has a heartbeat that is younger.
 
