@@ -182,6 +182,11 @@ def shell(
         ("replicate ls --sort val/loss-\t", "replicate ls --sort val/loss-desc "),
         ("replicate ls --sort=mod\t", "replicate ls --sort=model.depth"),
         ("replicate ls --columns lr,model\t", "replicate ls --columns lr,model.depth "),
+        ("replicate plot val\t", "replicate plot val/loss "),
+        (
+            "replicate plot val/loss --scatter mod\t",
+            "replicate plot val/loss --scatter model.depth ",
+        ),
         ("replicate ls -D .rep\t", "replicate ls -D .replicate/"),
         ("replicate show xyz\t", "replicate show xyz"),
     ],
@@ -235,6 +240,12 @@ def test_an_empty_word_is_answered_with_every_name(
     offered = ask(tmp_path, "ls", "--filter", "")
     assert offered[:3] == ["id", "created", "status"]
     assert offered[-4:] == ["model.depth", "lr", "val/loss", "'train loss"]
+
+
+def test_a_plot_is_offered_metrics_and_params(tmp_path: Path, kept: list[ExperimentRecord]) -> None:
+    assert ask(tmp_path, "plot", "") == ["val/loss", "'train loss"]
+    assert ask(tmp_path, "plot", "--scatter", "") == ["model.depth", "lr"]
+    assert ask(tmp_path, "plot", "val/loss", "1") == ["1abcdef"]
 
 
 def test_an_unambiguous_name_is_answered_with_its_operators(

@@ -103,14 +103,23 @@ def _metric(record: ExperimentRecord, name: str) -> Value:
 
 def names(records: Iterable[ExperimentRecord]) -> list[str]:
     """Every name that one of the experiments has a value for: fields, params, then metrics."""
-    params: dict[str, None] = {}
-    metrics: dict[str, None] = {}
+    found = list(records)
+    return list(dict.fromkeys([*FIELDS, *param_names(found), *metric_names(found)]))
+
+
+def param_names(records: Iterable[ExperimentRecord]) -> list[str]:
+    """Every param of the experiments, dotted where nested."""
+    return list(dict.fromkeys(name for record in records for name in flatten(record.params)))
+
+
+def metric_names(records: Iterable[ExperimentRecord]) -> list[str]:
+    """Every metric that a list of the experiments can show."""
+    found: dict[str, None] = {}
     for record in records:
-        params.update(dict.fromkeys(flatten(record.params)))
         for checkpoint in (record.best(), record.latest()):
-            metrics.update(dict.fromkeys(checkpoint.metrics if checkpoint else ()))
-        metrics.update(dict.fromkeys(record.logged))
-    return list(dict.fromkeys([*FIELDS, *params, *metrics]))
+            found.update(dict.fromkeys(checkpoint.metrics if checkpoint else ()))
+        found.update(dict.fromkeys(record.logged))
+    return list(found)
 
 
 def check_names(wanted: Iterable[str], records: Sequence[ExperimentRecord]) -> None:

@@ -13,7 +13,16 @@ from click.shell_completion import CompletionItem
 from replicate.cli import text
 from replicate.model import SHORT_ID, CheckpointRecord, ExperimentRecord, short
 from replicate.project import Project
-from replicate.query import OPERATORS, Filter, Sort, names, parse_filter, parse_sort
+from replicate.query import (
+    OPERATORS,
+    Filter,
+    Sort,
+    metric_names,
+    names,
+    param_names,
+    parse_filter,
+    parse_sort,
+)
 
 #: So many ids are offered before their first digit is typed: more than a person looks through.
 _MAX_IDS = 100
@@ -167,4 +176,29 @@ class _Columns(_Word):
         return _items((f"{before}{comma}{name}" for name in more), incomplete)
 
 
+class _Metric(_Word):
+    """The name of a metric."""
+
+    name = "metric"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The metrics of all experiments."""
+        return _items(metric_names(_project(ctx).records()), incomplete)
+
+
+class _Param(_Word):
+    """The name of a param."""
+
+    name = "param"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The params of all experiments."""
+        return _items(param_names(_project(ctx).records()), incomplete)
+
+
 ID, FILTER, SORT, COLUMNS = _Id(), _Filter(), _Sort(), _Columns()
+METRIC, PARAM = _Metric(), _Param()

@@ -13,7 +13,7 @@ from replicate.analysis import Run, charts, figures
 from replicate.analysis.charts import Course, Parallel, Scale, Scatter
 from replicate.analysis.series import smoothed
 from replicate.cli.chart import Axis, Look, Style, Trace, chart
-from replicate.cli.options import FILTER, ID, location
+from replicate.cli.options import FILTER, ID, METRIC, PARAM, location
 from replicate.cli.output import Output
 from replicate.cli.schema import JsonObject, value_json
 from replicate.cli.text import escape
@@ -38,7 +38,7 @@ class _Options:
 
 
 @click.command()
-@click.argument("metric", required=False)
+@click.argument("metric", required=False, type=METRIC)
 @click.argument("ids", nargs=-1, type=ID)
 @click.option(
     "-f", "--filter", "filters", type=FILTER, multiple=True, help="Only these, as for `ls`."
@@ -53,7 +53,13 @@ class _Options:
     metavar="N",
     help="Draw a moving average: from 0 to less than 1.",
 )
-@click.option("--scatter", "param", metavar="PARAM", help="A dot for each experiment, over PARAM.")
+@click.option(
+    "--scatter",
+    "param",
+    type=PARAM,
+    metavar="PARAM",
+    help="A dot for each experiment, over PARAM.",
+)
 @click.option("--parallel", is_flag=True, help="Params and metric side by side; needs -o.")
 @click.option(
     "-o",
