@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from replicate import checks
 from replicate.model import (
     Attempt,
     CheckpointRecord,
@@ -39,7 +40,7 @@ def fold(inputs: ExperimentRecord, events: Iterable[Event]) -> ExperimentRecord:
     for event in sorted(events, key=lambda e: (e.time, e.writer, e.number)):
         try:
             folding.apply(event)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             folding.damage.append(
                 f"event {event.number} of journal {event.writer} of experiment {inputs.id} "
                 f"is not in the format this version reads ({error!r})"
@@ -76,31 +77,34 @@ class _Folding:
         elif event.kind == "attempt":
             self.attempts.setdefault(data["id"], decode_attempt(event.time, data))
         elif event.kind == "summary":
-            self.logged[event.attempt] = decode_value(data["metrics"])
+            self.logged[event.attempt] = decode_value(checks.members(data["metrics"]))
         elif event.kind == "packages":
-            self.packages[event.attempt].update(data["packages"])
+            self.packages[event.attempt].update(checks.named_texts(data["packages"]))
         elif event.kind == "stop":
             self.stops[event.attempt] = decode_stop(event.time, data)
         elif event.kind == "problem":
-            self.problems.append(data["message"])
+            self.problems.append(checks.text(data["message"]))
         elif event.kind == "drop":
-            self.dropped.update(data["checkpoints"])
+            self.dropped.update(checks.texts(data["checkpoints"]))
         elif event.kind == "delete":
-            self.removed.update(data.get("checkpoints", ()))
+            self.removed.update(checks.texts(data.get("checkpoints", [])))
             self.deleted = self.deleted or "checkpoints" not in data
         elif event.kind == "tag" or event.kind in _LABELS:
             self._edit(event, data)
 
     def _edit(self, event: Event, data: Mapping[str, Any]) -> None:
-        change = {key: value for key, value in data.items() if key not in ("author", "attempt")}
-        edit = Edit(event.time, data["author"], event.kind, change)
+        author = checks.text(data["author"])
+        change: dict[str, Value]
         if event.kind == "tag":
-            self.tags.update(dict.fromkeys(data["add"]))
-            for tag in data["remove"]:
+            change = {key: checks.texts(data[key]) for key in ("add", "remove")}
+            self.tags.update(dict.fromkeys(change["add"]))
+            for tag in change["remove"]:
                 self.tags.pop(tag, None)
         else:
             field, member = _LABELS[event.kind]
-            self.labels[field] = data[member]
+            change = {member: checks.optional(checks.text, data[member])}
+            self.labels[field] = change[member]
+        edit = Edit(event.time, author, event.kind, change)
         if edit not in self.edits:  # as recovery may have written it again
             self.edits.append(edit)
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from replicate import checks
 from replicate.errors import DamagedError
 from replicate.model import (
     Attempt,
@@ -76,22 +77,24 @@ def encode_value(value: Value) -> Value:
     return value
 
 
-def decode_value(value: Value) -> Value:
-    """The inverse of `encode_value`."""
+def decode_value(value: Value, depth: int = checks.DEEPEST) -> Value:
+    """The inverse of `encode_value`. Raises ValueError for what is nested deeper than `depth`."""
     if type(value) in _SCALARS:
         return value
+    if depth == 0:
+        raise ValueError("it is nested too deeply")
     if isinstance(value, dict):
         if len(value) == 1:
             if "$float" in value:
                 return _NONFINITE[value["$float"]]
             if "$dict" in value:
-                return {k: decode_value(v) for k, v in value["$dict"].items()}
+                return {k: decode_value(v, depth - 1) for k, v in value["$dict"].items()}
         # Most values are scalars, and a journal has hundreds: they are not worth a call each.
         if _SCALARS.issuperset(map(type, value.values())):
             return value
-        return {k: decode_value(v) for k, v in value.items()}
+        return {k: decode_value(v, depth - 1) for k, v in value.items()}
     if isinstance(value, list):
-        return [decode_value(v) for v in value]
+        return [decode_value(v, depth - 1) for v in value]
     return value
 
 
@@ -101,7 +104,8 @@ def encode_time(time: datetime) -> str:
 
 
 def decode_time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    """The inverse of `encode_time`. Raises ValueError or TypeError."""
+    return checks.time(text)
 
 
 # ---------------------------------------------------------------- documents and events
@@ -198,25 +202,15 @@ def decode_experiment(data: bytes, name: str) -> ExperimentRecord:
     value = unseal(data, name)
     try:
         return ExperimentRecord(
-            id=value["id"],
+            id=checks.text(value["id"]),
             created=decode_time(value["created"]),
-            name=value.get("name"),
-            tags=tuple(value.get("tags", ())),
-            notes=value.get("notes"),
-            group=value.get("group"),
-            params=decode_value(value["params"]),
-            command=value["command"],
-            user=value["user"],
-            host=value["host"],
-            path=_decode_path(value["path"]),
-            tree=value["tree"],
-            size=value.get("size"),
-            stored=value.get("stored"),
-            packs=decode_packs(value),
-            environment=decode_value(value.get("environment", {})),
-            packages=value.get("packages", {}),
+            name=checks.optional(checks.text, value.get("name")),
+            tags=tuple(checks.texts(value.get("tags", []))),
+            notes=checks.optional(checks.text, value.get("notes")),
+            group=checks.optional(checks.text, value.get("group")),
+            **_decode_inputs(value),
             parent=_decode_parent(value.get("parent")),
-            imported=decode_value(value.get("imported")),
+            imported=checks.optional(_decode_members, value.get("imported")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _malformed(name, error) from error
@@ -226,8 +220,25 @@ def _encode_path(path: str | tuple[str, ...] | None) -> Value:
     return list(path) if isinstance(path, tuple) else path
 
 
-def _decode_path(path: Value) -> str | tuple[str, ...] | None:
-    return tuple(path) if isinstance(path, list) else path
+def _decode_inputs(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run and another attempt at it begin with. Raises KeyError, TypeError, ValueError."""
+    return {
+        "params": _decode_members(value["params"]),
+        "command": checks.text(value["command"]),
+        "user": checks.text(value["user"]),
+        "host": checks.text(value["host"]),
+        "path": checks.path(value["path"]),
+        "tree": checks.optional(checks.id, value["tree"]),
+        "size": checks.optional(checks.whole, value.get("size")),
+        "stored": checks.optional(checks.whole, value.get("stored")),
+        "packs": decode_packs(value),
+        "environment": _decode_members(value.get("environment", {})),
+        "packages": checks.named_texts(value.get("packages", {})),
+    }
+
+
+def _decode_members(value: Any) -> dict[str, Value]:
+    return checks.members(decode_value(checks.members(value)))
 
 
 def _encode_packs(packs: tuple[str, ...]) -> dict[str, Value]:
@@ -245,7 +256,11 @@ def decode_packs(data: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _decode_parent(parent: Mapping[str, Any] | None) -> Origin | None:
-    return Origin(parent["experiment"], parent.get("checkpoint")) if parent else None
+    if not parent:
+        return None
+    return Origin(
+        checks.id(parent["experiment"]), checks.optional(checks.id, parent.get("checkpoint"))
+    )
 
 
 def _malformed(name: str, error: Exception) -> DamagedError:
@@ -268,7 +283,7 @@ class Event:
     @property
     def attempt(self) -> int:
         """Which attempt of the run it belongs to, from 1."""
-        return int(self.data.get("attempt", 1))
+        return checks.attempt(self.data.get("attempt", 1))
 
 
 def encode_event(event: Event) -> bytes:
@@ -281,8 +296,11 @@ def decode_event(line: bytes, writer: str, name: str) -> Event:
     value = unseal(line, name)
     pop = value.pop
     try:
-        kind, time, number = pop("event"), datetime.fromisoformat(pop("time")), pop("n")
-    except (KeyError, TypeError, ValueError) as error:
+        kind, time, number = pop("event"), checks.time(pop("time")), checks.whole(pop("n"))
+        checks.text(kind)
+        if "attempt" in value:
+            checks.attempt(value["attempt"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _malformed(name, error) from error
     return Event(kind, time, writer, number, value)
 
@@ -304,19 +322,27 @@ def checkpoint_data(record: CheckpointRecord) -> dict[str, Value]:
 
 
 # A run names the same one at each of its checkpoints.
-_primary_metric = lru_cache(maxsize=64)(PrimaryMetric)
+@lru_cache(maxsize=64)
+def _primary_metric(name: Any, goal: Any) -> PrimaryMetric:
+    if goal not in ("minimize", "maximize"):
+        raise ValueError("that is no goal")
+    return PrimaryMetric(checks.text(name), goal)
+
+
 _CHECKPOINT_SLOTS = [getattr(CheckpointRecord, f.name).__set__ for f in fields(CheckpointRecord)]
 
 
 def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) -> CheckpointRecord:
     """The checkpoint of a `checkpoint` event."""
+    checks.checkpoint(data)
     primary = data.get("primary_metric")
+    path = data["path"]
     values = (
         data["id"],
         experiment,
         time,
-        decode_value(data["step"]),
-        _decode_path(data["path"]),
+        checks.step(decode_value(data["step"])),
+        tuple(path) if type(path) is list else path,
         data["tree"],
         decode_value(data["metrics"]),
         _primary_metric(primary["name"], primary["goal"]) if primary else None,
@@ -362,24 +388,24 @@ def attempt_data(attempt: Attempt) -> dict[str, Value]:
 
 def decode_attempt(time: datetime, data: Mapping[str, Any]) -> Attempt:
     """The attempt of an `attempt` event."""
-    back = data.get("restored")
+    back, number = data.get("restored"), checks.attempt(data["attempt"])
+    if number == 1:
+        raise ValueError("the first attempt is the experiment itself")
     return Attempt(
-        number=int(data["attempt"]),
+        number=number,
         created=time,
-        params=decode_value(data["params"]),
-        command=data["command"],
-        user=data["user"],
-        host=data["host"],
-        path=_decode_path(data["path"]),
-        tree=data["tree"],
-        size=data.get("size"),
-        stored=data.get("stored"),
-        packs=decode_packs(data),
-        environment=decode_value(data.get("environment", {})),
-        packages=data.get("packages", {}),
-        from_step=decode_value(data.get("from_step")),
-        restored=back and Restored(back["checkpoint"], back["attempt"], decode_time(back["time"])),
+        **_decode_inputs(data),
+        from_step=checks.step(decode_value(data.get("from_step"))),
+        restored=_decode_restored(back, number) if back else None,
     )
+
+
+def _decode_restored(back: Mapping[str, Any], number: int) -> Restored:
+    """What attempt `number` goes back to: an earlier one, so that no way leads in a circle."""
+    earlier = checks.attempt(back["attempt"])
+    if earlier >= number:
+        raise ValueError(f"attempt {number} goes on from attempt {earlier}")
+    return Restored(checks.id(back["checkpoint"]), earlier, decode_time(back["time"]))
 
 
 def stop_data(stop: Stop) -> dict[str, Value]:
@@ -403,7 +429,17 @@ def decode_stop(time: datetime, data: Mapping[str, Any]) -> Stop:
     return Stop(
         time=time,
         status=Status(data["status"]),
-        exception=ExceptionInfo(**exception) if exception else None,
-        signal=data.get("signal"),
-        exit_code=data.get("exit_code"),
+        exception=_decode_exception(exception) if exception else None,
+        signal=checks.optional(checks.text, data.get("signal")),
+        exit_code=checks.optional(_exit_code, data.get("exit_code")),
     )
+
+
+def _decode_exception(value: Mapping[str, Any]) -> ExceptionInfo:
+    return ExceptionInfo(*(checks.text(value[name]) for name in ("type", "message", "traceback")))
+
+
+def _exit_code(value: Any) -> int:
+    if type(value) is not int or abs(value) >= 1 << 32:
+        raise ValueError("that is no exit code")
+    return value

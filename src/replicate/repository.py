@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from replicate import checks
 from replicate.backends.base import Backend, Stat
 from replicate.backends.local import LocalBackend
 from replicate.blobs import Batch, Recent
@@ -48,6 +48,8 @@ SEGMENT_SIZE = 256 << 10
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _DESCRIPTION = {"format": "replicate", "version": VERSION, "requires": []}
 _DESCRIPTION_KEY = "repository.json"
+#: What a reader accepts at most of it (bytes).
+_MAX_DESCRIPTION = 1 << 20
 _INPUTS, _HEARTBEAT = "experiment.json", "heartbeat.json"
 #: The streams of events that no record is made of.
 _ASIDE = frozenset({"console", "log", "system"})
@@ -111,7 +113,7 @@ class Repository:
     def exists(self) -> bool:
         """Whether there is a repository here; raises RepositoryError when it cannot be read."""
         try:
-            data = self.backend.get(_DESCRIPTION_KEY)
+            data = self.backend.get(_DESCRIPTION_KEY, 0, _MAX_DESCRIPTION)
         except KeyNotFoundError:
             if next(iter(self.backend.list("experiments/")), None) is None:
                 return False
@@ -131,17 +133,18 @@ class Repository:
         name = f"{self.url}/{_DESCRIPTION_KEY}"
         try:
             value = json.loads(data)
-            kind, version, requires = value["format"], value["version"], set(value["requires"])
-        except (KeyError, TypeError, ValueError) as error:
+            kind, version = value["format"], value["version"]
+            requires = set(checks.texts(value["requires"]))
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise RepositoryError(
                 f"{name} is damaged ({error!r})",
                 hint=f"If this is a repository, it should read: {dump(_DESCRIPTION).decode()}",
             ) from error
         if kind != "replicate":
-            raise RepositoryError(f"{name} describes a {kind!r}, not a replicate repository")
-        missing = ", ".join(sorted(str(r) for r in requires - FEATURES))
+            raise RepositoryError(f"{name} describes a {kind!r:.80}, not a replicate repository")
+        missing = ", ".join(sorted(requires - FEATURES))
         if version != VERSION or missing:
-            what = f"version {version}" + (f" with {missing}" if missing else "")
+            what = f"version {version!r:.80}" + (f" with {missing:.200}" if missing else "")
             raise RepositoryError(
                 f"{name} is of {what}; this replicate reads version {VERSION}",
                 hint="Nothing was changed. Upgrade replicate to use this repository.",
@@ -301,7 +304,8 @@ class Repository:
     def _read_inputs(self, id: str, damage: list[str]) -> ExperimentRecord:
         key = _experiment_key(id)
         try:
-            record = decode_experiment(self.backend.get(key), f"{self.url}/{key}")
+            data = self.backend.get(key, 0, checks.MAX_DOCUMENT)
+            record = decode_experiment(data, f"{self.url}/{key}")
             if record.id != id:
                 raise DamagedError(f"{self.url}/{key} is of another experiment, {record.id}")
             return record
@@ -318,9 +322,11 @@ class Repository:
     ) -> Iterator[Event]:
         writer = key.rpartition("/")[2].rpartition("-")[0]
         try:
-            data = self.backend.get(key)
+            data = self.backend.get(key, 0, checks.MAX_EVENTS)
         except KeyNotFoundError:
             return
+        if len(data) == checks.MAX_EVENTS:
+            damage.append(f"{self.url}/{key} is too large: what follows its first part is lost")
         # What stands behind the last newline is a line that is being written, or that a crash cut
         # off before it was committed. If it had been, the count in the heartbeat says so.
         name = f"{self.url}/{key}"
@@ -334,8 +340,9 @@ class Repository:
     def _read_heartbeat(self, stat: Stat, damage: list[str]) -> Heartbeat | None:
         name = f"{self.url}/{stat.key}"
         try:
-            value: dict[str, Any] = unseal(self.backend.get(stat.key), name)
-            return Heartbeat(math.inf, float(value["interval"]), dict(value["events"]))
+            value = unseal(self.backend.get(stat.key, 0, checks.MAX_DOCUMENT), name)
+            interval, events = checks.interval(value["interval"]), checks.counts(value["events"])
+            return Heartbeat(math.inf, interval, events)
         except KeyNotFoundError:
             return None
         except (DamagedError, KeyError, TypeError, ValueError) as error:

@@ -6,16 +6,19 @@ text; where the files lie is up to `repository`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from replicate import checks
 from replicate.backends.base import Backend
 from replicate.errors import DamagedError, KeyNotFoundError
 from replicate.model import ExperimentRecord, Point, Printed, Value
 from replicate.records import Event, decode_event, decode_value
+
+#: What no float holds, and no integer of a reader's arithmetic either.
+_BEYOND = 1e308
 
 
 class StreamReader:
@@ -41,7 +44,7 @@ class StreamReader:
     def _read_on(self, key: str) -> Iterator[Event]:
         start = self._read.get(key, 0)
         try:
-            data = self._backend.get(key, start)
+            data = self._backend.get(key, start, checks.MAX_EVENTS)
         except KeyNotFoundError:
             return
         # What stands behind the last newline is being written, or is not committed.
@@ -59,8 +62,8 @@ def logged(events: Iterable[Event], record: ExperimentRecord) -> list[Point]:
     """What `log()` was given, each point once, without what later attempts have superseded."""
     found: dict[tuple[str, int], Point] = {}
     for event in events:
-        for number, point in _parts(event, _points):
-            key = (event.data["source"], number)
+        for source, number, point in _parts(event, _points):
+            key = (source, number)
             if key not in found and not record.supersedes(event.attempt, point.time, point.step):
                 found[key] = point
     return list(found.values())
@@ -92,10 +95,10 @@ class OutputReader:
     def _new(self, event: Event) -> Iterator[Printed]:
         if event.kind not in ("output", "truncated"):
             return
-        stream, text = str(event.data["stream"]), str(event.data["text"])
-        source = (stream, event.data["source"])
-        if event.data["end"] > self._done.get(source, 0):
-            self._done[source] = event.data["end"]
+        stream, text = checks.text(event.data["stream"]), checks.text(event.data["text"])
+        source, end = (stream, checks.text(event.data["source"])), checks.whole(event.data["end"])
+        if end > self._done.get(source, 0):
+            self._done[source] = end
             yield Printed(event.time, stream, text if event.kind == "output" else None)
 
 
@@ -120,7 +123,7 @@ class Summary:
         """Take a value into account; one that is no number only counts."""
         self.count += 1
         self.last = value
-        if isinstance(value, int | float) and abs(value) < math.inf:
+        if isinstance(value, int | float) and abs(value) < _BEYOND:
             self.finite += 1
             self.total += value
             self.min = value if self.min is None else min(self.min, value)
@@ -149,16 +152,18 @@ def _parts(event: Event, decode: Callable[[Event], Iterator[Any]]) -> list[Any]:
         return []
 
 
-def _points(event: Event) -> Iterator[tuple[int, Point]]:
+def _points(event: Event) -> Iterator[tuple[str, int, Point]]:
     if event.kind != "log":
         return
-    for number, point in enumerate(event.data["points"], event.data["first"]):
+    source, first = checks.text(event.data["source"]), checks.whole(event.data["first"])
+    for number, point in enumerate(event.data["points"], first):
         if point is not None:
             seconds, step, metrics = point
-            time = event.time + timedelta(seconds=seconds)
-            yield number, Point(time, decode_value(step), decode_value(metrics))
+            time = event.time + timedelta(seconds=checks.finite(seconds))
+            checks.step(step := decode_value(step))
+            yield source, number, Point(time, step, decode_value(checks.members(metrics)))
 
 
 def _sample(event: Event) -> Iterator[Point]:
     if event.kind == "sample":
-        yield Point(event.time, None, decode_value(event.data["metrics"]))
+        yield Point(event.time, None, decode_value(checks.members(event.data["metrics"])))

@@ -8,12 +8,14 @@ been there before. Undoing it is a checkout of that tree, so an undo can be undo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from replicate import checks
 from replicate.blobs import Recent
 from replicate.errors import (
     AmbiguousIdError,
@@ -34,7 +36,17 @@ from replicate.records import (
 )
 from replicate.repository import Repository
 from replicate.spool import mapped
-from replicate.tree import Entry, Source, Tree, add_tree, same_file, stage, validate
+from replicate.tree import (
+    Entry,
+    Source,
+    Tree,
+    add_tree,
+    same_file,
+    stage,
+    through_link,
+    unsafe_path,
+    validate,
+)
 
 CONFIG_FILES = frozenset({"replicate.yaml", "replicate.yml"})
 
@@ -123,7 +135,14 @@ def plan(
 def let_go(
     experiment: ExperimentRecord, checkpoint: CheckpointRecord | None
 ) -> NotFoundError | None:
-    """What to say to who asks for files that `keep` has let go; None when it has not."""
+    """What to say to who asks for files that `keep` has let go, or that are not in the repository
+    yet; None where that is not so."""
+    wanted = checkpoint or experiment
+    if not wanted.saved and wanted.path is not None and wanted.tree is None:
+        return NotFoundError(
+            f"The files of {short(wanted.id)} are only on this machine so far",
+            hint="`replicate sync` saves what runs that have ended have left.",
+        )
     if checkpoint is None or not checkpoint.dropped:
         return None
     with_files = ", ".join(short(c.id) for c in experiment.checkpoints if c.tree is not None)
@@ -182,7 +201,9 @@ def undo(repository: Repository, directory: Path, id: str | None = None) -> Chec
     backup = _find(repository, directory, id)
     directory = Path(backup.directory)
     entries = repository.tree(backup.replaced, backup.packs).entries
-    removes = tuple(p for p in backup.added if os.path.lexists(directory / p))
+    removes = tuple(
+        p for p in backup.added if os.path.lexists(directory / p) and not through_link(directory, p)
+    )
     overwrites = _overwritten(directory, entries)
     plan = CheckoutPlan(backup.id, directory, entries, overwrites, removes, backup.id, backup.packs)
     return perform(repository, plan)
@@ -214,22 +235,32 @@ def _find(repository: Repository, directory: Path, id: str | None) -> _Backup:
 def _read_all(repository: Repository, damage: list[DamagedError]) -> Iterator[_Backup]:
     """All that can be read; what cannot goes into `damage`, and hides none of the others."""
     for stat in repository.backend.list("checkouts/"):
+        name = f"{repository.url}/{stat.key}"
         try:
-            value = unseal(repository.backend.get(stat.key), f"{repository.url}/{stat.key}")
+            data = repository.backend.get(stat.key, 0, checks.MAX_DOCUMENT)
+            yield _decode(unseal(data, name))
         except KeyNotFoundError:
             continue
         except DamagedError as error:
             damage.append(error)
-            continue
-        yield _Backup(
-            id=value["id"],
-            created=decode_time(value["created"]),
-            directory=value["directory"],
-            replaced=value["replaced"],
-            added=tuple(value["added"]),
-            undoes=value["undoes"],
-            packs=decode_packs(value),
-        )
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            damage.append(DamagedError(f"{name} is not in the format this version reads ({error})"))
+
+
+def _decode(value: Mapping[str, Any]) -> _Backup:
+    """Raises KeyError, TypeError or ValueError, also when it would delete files elsewhere."""
+    added = tuple(checks.texts(value["added"]))
+    if any(unsafe_path(path) for path in added):
+        raise ValueError("it names files that lie outside of its directory")
+    return _Backup(
+        id=checks.id(value["id"]),
+        created=decode_time(value["created"]),
+        directory=checks.text(value["directory"]),
+        replaced=checks.id(value["replaced"]),
+        added=added,
+        undoes=checks.optional(checks.id, value["undoes"]),
+        packs=decode_packs(value),
+    )
 
 
 def _keep(

@@ -1,7 +1,7 @@
 """A directory as a manifest, and back: `manifest` holds the values and what is refused, `snapshot`
 goes from files to a tree, `checkout` from a tree to files."""
 
-from replicate.tree.checkout import Staged, reader, same_file, stage
+from replicate.tree.checkout import Staged, reader, same_file, stage, through_link
 from replicate.tree.manifest import (
     Entry,
     Tree,
@@ -32,5 +32,7 @@ __all__ = [
     "same_file",
     "select",
     "stage",
+    "through_link",
+    "unsafe_path",
     "validate",
 ]

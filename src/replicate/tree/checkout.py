@@ -55,6 +55,7 @@ class Staged:
         """Put every entry where it belongs, replacing what is there, each in one step."""
         for number, entry in enumerate(self.entries):
             target = self.destination / entry.path
+            _check_place(self.destination, entry)  # again: much may have happened meanwhile
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.directory / str(number), target)
 
@@ -78,6 +79,7 @@ def stage(
         _check_place(destination, entry)
     try:
         destination.mkdir(parents=True, exist_ok=True)
+        _check_room(destination, sum(entry.size for entry in entries))
         directory = destination / f".replicate-checkout-{os.urandom(8).hex()}"
         directory.mkdir()
     except OSError as error:
@@ -93,11 +95,34 @@ def stage(
     return Staged(directory, destination, tuple(entries))
 
 
+def through_link(destination: Path, path: str) -> bool:
+    """Whether a link that lies in `destination` would lead `path` elsewhere."""
+    return any(place.is_symlink() for place in _above(destination, path))
+
+
+def _above(destination: Path, path: str) -> Iterator[Path]:
+    """The directories between `destination` and `path`."""
+    place = destination
+    for part in path.split("/")[:-1]:
+        place = place / part
+        yield place
+
+
+def _check_room(destination: Path, size: int) -> None:
+    """A small repository can describe files that fill any disk: ask before, not when it is full."""
+    free = shutil.disk_usage(destination).free
+    if size > free:
+        raise StorageError(
+            f"Cannot write into {destination}: {size / 1e9:,.1f} GB do not fit into the "
+            f"{free / 1e9:,.1f} GB that are free on that disk",
+            hint="None of your files was changed. Name the files that you need, or free some "
+            "space.",
+        )
+
+
 def _check_place(destination: Path, entry: Entry) -> None:
     """Refuse to write through a link that is already there, or over a directory."""
-    place = destination
-    for part in entry.path.split("/")[:-1]:
-        place = place / part
+    for place in _above(destination, entry.path):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             raise UnsafeTreeError(
                 f"{place} is not a directory, but {entry.path} has to go into it",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from replicate import checks
 from replicate.backends.base import Backend
 from replicate.blobs import MAX_BLOB, hash_of, tree_key
 from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
@@ -20,6 +22,10 @@ from replicate.records import dump
 Kind = Literal["file", "link"]
 #: The repository's own directory, and what git keeps: no manifest may write there.
 _RESERVED = {".replicate", ".git"}
+
+
+#: Characters of the longest path that a system takes.
+_LONGEST_PATH = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +101,13 @@ def _decode_entry(value: dict[str, Any]) -> Entry:
     if kind not in ("file", "link"):
         raise UnsafeTreeError(f"{value['path']!r} is a {kind!r}, which is never checked out")
     entry = Entry(
-        path=_text(value["path"]),
+        path=checks.text(value["path"]),
         kind=kind,
-        mode=int(value.get("mode", "0777"), 8),
-        size=int(value.get("size", 0)),
-        hash=_hash(value["hash"]) if kind == "file" else "",
-        chunks=tuple((_hash(h), int(s)) for h, s in value.get("chunks", ())),
-        target=_text(value.get("target", "")),
+        mode=_mode(value.get("mode", "0777")),
+        size=checks.whole(value.get("size", 0)),
+        hash=checks.id(value["hash"]) if kind == "file" else "",
+        chunks=tuple((checks.id(h), checks.whole(s)) for h, s in value.get("chunks", ())),
+        target=checks.text(value.get("target", "")),
     )
     sizes = [size for _, size in entry.blobs]
     if any(not 0 <= s <= MAX_BLOB for s in sizes) or sum(sizes) != entry.size:
@@ -109,16 +115,10 @@ def _decode_entry(value: dict[str, Any]) -> Entry:
     return entry
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
-
-
-def _hash(value: Any) -> str:
-    if not (isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")):
-        raise ValueError(f"{value!r} is not a hash")
-    return value
+def _mode(value: Any) -> int:
+    if not re.fullmatch("[0-7]{1,6}", checks.text(value)):
+        raise ValueError(f"{value!r:.80} is not a mode")
+    return int(value, 8)
 
 
 def read_tree(backend: Backend, hash: str) -> Tree:
@@ -129,10 +129,10 @@ def read_tree(backend: Backend, hash: str) -> Tree:
 def read_manifest(backend: Backend, hash: str) -> tuple[bytes, Tree]:
     """The bytes of the tree named `hash`, verified, and the tree. Raises like `read_tree`, and
     UnsafeTreeError."""
-    key = tree_key(_hash(hash))
+    key = tree_key(checks.id(hash))
     name = f"{backend.url}/{key}"
     try:
-        data = backend.get(key)
+        data = backend.get(key, 0, checks.MAX_TREE)
     except KeyNotFoundError:
         raise DamagedError(f"{name} is missing") from None
     if hash_of(data) != hash:
@@ -143,6 +143,7 @@ def read_manifest(backend: Backend, hash: str) -> tuple[bytes, Tree]:
 def validate(tree: Tree) -> None:
     """Raise UnsafeTreeError unless every path stays inside the directory it is checked out to."""
     kinds: dict[str, Kind] = {}
+    links = {entry.path.casefold() for entry in tree.entries if entry.kind == "link"}
     for entry in tree.entries:
         problem = unsafe_path(entry.path)
         if problem:
@@ -156,20 +157,49 @@ def validate(tree: Tree) -> None:
         for parent in _parents(entry.path):
             if parent in kinds:
                 raise UnsafeTreeError(f"{entry.path!r} lies beneath {parent!r}, a {kinds[parent]}")
-        if entry.kind == "link" and not link_stays_inside(entry.path, entry.target):
+            if links and parent.casefold() in links:
+                raise UnsafeTreeError(f"{entry.path!r} may lie beneath the link {parent!r}")
+        if entry.kind == "link" and (
+            not link_stays_inside(entry.path, entry.target) or _turns_back(entry, links)
+        ):
             raise UnsafeTreeError(f"the link {entry.path!r} leads outside, to {entry.target!r}")
+
+
+def _turns_back(entry: Entry, links: set[str]) -> bool:
+    """Whether a link goes through another link and then up: nobody can tell where that leads."""
+    place = posixpath.dirname(entry.path).casefold()
+    through_link = False
+    for part in entry.target.casefold().split("/"):
+        if part == ".." and through_link:
+            return True
+        place = posixpath.normpath(posixpath.join(place, part))
+        through_link = through_link or place in links
+    return False
 
 
 def unsafe_path(path: str) -> str | None:
     """Why `path` cannot stand in a tree, or None when it can."""
     parts = path.split("/")
+    if len(path) > _LONGEST_PATH or any(len(part.encode(errors="replace")) > 255 for part in parts):
+        return "no system takes so long a name"
+    if not path.isascii() and path.encode(errors="replace").decode() != path:
+        return "its name is not text"
     if "\0" in path or "\\" in path or path[1:2] == ":":
         return "its name means something else on another system"
     if any(part in ("", ".", "..") for part in parts):
         return "it is not a plain relative path"
-    if any(part.lower() in _RESERVED for part in parts):
+    if any(_as_any_system_reads(part) in _RESERVED for part in parts):
         return f"it lies in {' or '.join(sorted(_RESERVED))}"
     return None
+
+
+def _as_any_system_reads(name: str) -> str:
+    """The name as a system takes it that ignores case, dots at the end, or invisible characters."""
+    if "." not in name and "~" not in name:
+        return ""
+    plain = "".join(c for c in name if c.isprintable()) if not name.isascii() else name
+    plain = plain.partition(":")[0].rstrip(". ").casefold()
+    return ".git" if plain == "git~1" else plain
 
 
 def _parents(path: str) -> Iterator[str]:
@@ -180,6 +210,12 @@ def _parents(path: str) -> Iterator[str]:
 
 def link_stays_inside(path: str, target: str) -> bool:
     """Whether a link at `path` to `target` leads to somewhere in the same tree."""
+    try:
+        too_long = len(target.encode(errors="surrogateescape")) > _LONGEST_PATH
+    except UnicodeEncodeError:
+        return False
+    if too_long:
+        return False
     if not target or target.startswith("/") or "\\" in target or "\0" in target:
         return False
     resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
