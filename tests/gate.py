@@ -44,6 +44,10 @@ class Gate:
             self._listener = socket.create_server(("127.0.0.1", self._port))
             self._begin()
 
+    def close(self) -> None:
+        """The end of it."""
+        self.shut()
+
     def mute(self) -> None:
         """Cut off every connection; take more, and answer none."""
         self._mute = True
@@ -72,9 +76,13 @@ class Gate:
                     while client.recv(1 << 16):
                         pass
             return
-        with client, socket.create_connection(self._server) as server:
-            with self._known(client, server), suppress(OSError):
-                self._relay(client, server)
+        with (
+            client,
+            socket.create_connection(self._server) as server,
+            self._known(client, server),
+            suppress(OSError),
+        ):
+            self._relay(client, server)
 
     def _known(self, *connections: socket.socket) -> _Known:
         return _Known(self._lock, self._connections, connections)

@@ -1,23 +1,457 @@
-"""Recording into a bucket: training goes on whatever the network does, and nothing is lost."""
+"""Recording into a bucket: training goes on whatever the network does, nothing is lost, and what is
+only on this machine is told apart from what is saved."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
 from conftest import ProjectDirectory, linux
+from gate import Gate
+from replicate.model import ExperimentRecord
+from replicate.spool import known_repositories
 
 pytestmark = linux
 
+#: Saves what it is told to, line by line, and says when it has been told so.
+OBEDIENT = """
+    import sys, replicate
+    experiment = replicate.init(params={"a": 1})
+    print("ready", flush=True)
+    for line in sys.stdin:
+        word, *rest = line.split()
+        if word == "checkpoint":
+            open("m", "w").write(f"version {rest[0]}")
+            experiment.checkpoint("m", step=int(rest[0]), metrics={"i": int(rest[0])},
+                                  primary_metric=("i", "maximize"))
+        elif word == "wait":
+            print(experiment.wait(), flush=True)
+            continue
+        elif word == "best":
+            print(experiment.best().metrics["i"], flush=True)
+            continue
+        print("done", flush=True)
+"""
+OFFLINE = {"REPLICATE_MODE": "offline"}
 
-def test_a_run_is_in_the_bucket_when_it_has_ended(project: ProjectDirectory, s3_url: str) -> None:
+
+@pytest.fixture
+def gate(project: ProjectDirectory, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """The network between the project and its bucket."""
+    project.write("replicate.yaml", f"repository: {s3_url}\n")
+    gate = Gate(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", gate.endpoint)
+    yield gate
+    gate.close()
+
+
+class Training:
+    """A script that does what it is told."""
+
+    def __init__(self, project: ProjectDirectory, **environ: str) -> None:
+        self.process = project.start(OBEDIENT, **environ)
+        assert self._answer() == "ready"
+
+    def tell(self, order: str) -> str:
+        """Give an order; returns when it is carried out."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{order}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> str:
+        """Let the script come to its end; what it has said to the person."""
+        _, err = self.process.communicate()
+        return err
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def kill_helpers(project: ProjectDirectory) -> None:
+    for helper in project.helpers():
+        os.kill(helper, signal.SIGKILL)
+    project.wait_for_helpers()
+
+
+def steps(record: ExperimentRecord) -> list[object]:
+    return [c.step for c in record.checkpoints]
+
+
+def listed(project: ProjectDirectory) -> dict[str, object]:
+    (experiment,) = json.loads(project.cli("ls", "--json").stdout)
+    assert isinstance(experiment, dict)
+    return experiment
+
+
+def saved(project: ProjectDirectory) -> ExperimentRecord:
+    """The only experiment, which the bucket has all of."""
+    record = project.record()
+    assert record.saved and all(c.saved for c in record.checkpoints)
+    assert project.spools() == []
+    return record
+
+
+def test_a_run_is_in_the_bucket_when_it_has_ended(
+    project: ProjectDirectory, s3_url: str, tmp_path: Path
+) -> None:
     project.write("replicate.yaml", f"repository: {s3_url}\n")
     done = project.run("""
         import replicate
         experiment = replicate.init(params={"a": 1})
-        open("m", "wb").write(b"model")
+        open("m", "w").write("model")
         experiment.checkpoint("m", step=1, metrics={"loss": 0.5})
         experiment.log({"x": 1})
         print("hello")
     """)
-    print(done.stderr)
-    record = project.record()
-    assert record.status == "finished"
-    assert [c.metrics for c in record.checkpoints] == [{"loss": 0.5}]
+    assert s3_url in done.stderr
+    record = saved(project)
+    assert (record.status, record.params) == ("finished", {"a": 1})
+    assert project.files_of(record.checkpoints[0].id, tmp_path / "out")["m"] == b"model"
+    assert "hello\n" in project.cli("logs", record.id).stdout
+    assert len(project.open().logged(record)) == 2
+    assert project.open().samples(record) != []
+
+
+def test_nothing_of_a_run_lies_in_the_project_and_others_cannot_read_what_waits(
+    project: ProjectDirectory, gate: Gate, s3_url: str
+) -> None:
+    gate.shut()
+    training = Training(project)
+    assert not project.repository.exists()
+    (spool,) = project.spools()
+    assert spool.parent.stat().st_mode & 0o777 == 0o700
+    assert known_repositories(spool.parents[1]) == [s3_url]
+    gate.open()
+    training.end()
+
+
+@pytest.mark.parametrize("network", ["shut", "mute"])
+def test_a_checkpoint_is_made_while_nothing_answers_and_saved_when_something_does(
+    project: ProjectDirectory, gate: Gate, network: str, tmp_path: Path
+) -> None:
+    training = Training(project)
+    assert training.tell("checkpoint 0") == "done"
+    assert training.tell("wait") == "True"
+    gate.shut() if network == "shut" else gate.mute()
+    for number in (1, 2, 3):
+        assert training.tell(f"checkpoint {number}") == "done"
+    assert training.tell("best") == "3"
+    (spool,) = project.spools()
+    assert len(list(spool.glob("*.job"))) == 3
+    gate.open()
+    training.end()
+    record = saved(project)
+    assert (record.status, steps(record)) == ("finished", [0, 1, 2, 3])
+    out = project.files_of(record.checkpoints[2].id, tmp_path / "out")
+    assert out["m"] == b"version 2"
+
+
+def test_an_outage_is_told_once_and_plainly(project: ProjectDirectory, gate: Gate) -> None:
+    training = Training(project)
+    gate.shut()
+    for number in range(3):
+        training.tell(f"checkpoint {number}")
+        assert training.tell("wait") == "False"
+    gate.open()
+    said = training.end()
+    assert said.count("saving is tried again") == 1
+    assert "the connection was refused" in said
+    assert steps(saved(project)) == [0, 1, 2]
+
+
+def test_a_run_that_begins_without_a_network_is_recorded(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    gate.shut()
+    training = Training(project)
+    training.tell("checkpoint 0")
+    gate.open()
+    training.end()
+    assert steps(saved(project)) == [0]
+
+
+def test_a_program_that_ends_in_an_outage_ends_and_names_what_saves_the_rest(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    training = Training(project)
+    training.tell("wait")
+    gate.shut()
+    training.tell("checkpoint 0")
+    said = training.end()
+    assert training.process.returncode == 0
+    assert "`replicate sync`" in said
+    kill_helpers(project)
+    assert "cannot" in project.cli("sync", expect=1).stderr
+    gate.open()
+    assert "All is saved" in project.cli("sync").stderr
+    record = saved(project)
+    assert (record.status, steps(record)) == ("finished", [0])
+    assert "Nothing was left" in project.cli("sync").stderr
+
+
+def test_a_helper_goes_on_after_the_program_has_ended(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    training = Training(project)
+    training.tell("wait")
+    gate.shut()
+    training.tell("checkpoint 0")
+    training.end()
+    gate.open()
+    assert steps(saved(project)) == [0]
+
+
+@pytest.mark.parametrize("killed", ["trainer", "helper", "both"])
+def test_nothing_is_lost_whatever_is_killed_in_an_outage(
+    project: ProjectDirectory, gate: Gate, killed: str
+) -> None:
+    training = Training(project)
+    training.tell("wait")
+    gate.shut()
+    training.tell("checkpoint 0")
+    if killed == "trainer":
+        training.kill()
+        gate.open()
+        project.wait_for_helpers()
+    elif killed == "helper":
+        (helper,) = project.helpers()
+        os.kill(helper, signal.SIGKILL)
+        training.tell("checkpoint 1")
+        gate.open()
+        training.end()
+    else:
+        training.kill()
+        kill_helpers(project)
+        gate.open()
+        assert "was cut off" in project.cli("sync").stderr
+    record = saved(project)
+    assert steps(record) == ([0, 1] if killed == "helper" else [0])
+    expected = {"trainer": "killed", "helper": "finished", "both": "running"}
+    assert record.status == expected[killed]
+
+
+def test_how_a_run_ended_is_known_when_it_is_saved_on_another_day(
+    project: ProjectDirectory, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(project)
+    training.tell("wait")
+    gate.shut()
+    training.tell("checkpoint 0")
+    training.kill()
+    (spool,) = project.spools()
+    while not list(spool.glob("999*.job")):
+        pass
+    kill_helpers(project)
+    monkeypatch.setenv("REPLICATE_MODE", "offline")
+    assert listed(project)["status"] == "killed"
+    monkeypatch.delenv("REPLICATE_MODE")
+    gate.open()
+    project.cli("sync")
+    assert saved(project).status == "killed"
+
+
+# ---------------------------------------------------------------- offline
+
+
+def test_offline_no_network_is_used_before_sync(
+    project: ProjectDirectory, gate: Gate, tmp_path: Path
+) -> None:
+    gate.mute()
+    training = Training(project, **OFFLINE)
+    training.tell("checkpoint 0")
+    assert training.tell("wait") == "False"
+    assert training.tell("best") == "0"
+    said = training.end()
+    assert "`replicate sync` saves it to s3://" in said
+    project.wait_for_helpers()
+    assert not gate.unanswered.acquire(blocking=False)
+    gate.open()
+    done = project.cli("sync")
+    assert "All is saved" in done.stderr
+    record = saved(project)
+    assert (record.status, steps(record)) == ("finished", [0])
+    assert project.files_of(record.checkpoints[0].id, tmp_path / "out")["m"] == b"version 0"
+    assert "ready" in project.cli("logs", record.id).stdout
+    assert project.open().samples(record) != []
+
+
+def test_offline_a_run_that_was_killed_is_known_to_be(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    training = Training(project, **OFFLINE)
+    training.tell("checkpoint 0")
+    training.kill()
+    project.wait_for_helpers()
+    project.cli("sync")
+    record = saved(project)
+    assert (record.status, steps(record)) == ("killed", [0])
+
+
+def test_offline_a_script_that_exits_with_an_error_has_failed(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    project.run("import sys, replicate; replicate.init(); sys.exit(3)", expect=3, **OFFLINE)
+    project.wait_for_helpers()
+    project.cli("sync")
+    record = saved(project)
+    assert record.stop is not None
+    assert (record.status, record.stop.exit_code) == ("failed", 3)
+
+
+def test_a_repository_on_a_disk_is_not_offline(project: ProjectDirectory) -> None:
+    done = project.run("import replicate; replicate.init().checkpoint()", **OFFLINE)
+    assert "sync" not in done.stderr
+    assert project.record().status == "finished"
+
+
+def test_sync_finds_every_repository_that_runs_wait_for(
+    project: ProjectDirectory, gate: Gate, s3_url: str
+) -> None:
+    project.run("import replicate; replicate.init()", **OFFLINE)
+    other = f"{s3_url}-2"
+    project.run("import replicate; replicate.init()", REPLICATE_REPOSITORY=other, **OFFLINE)
+    project.wait_for_helpers()
+    assert len(project.spools()) == 2
+    project.cli("sync")
+    assert len(project.spools()) == 1
+    project.cli("sync", "--all")
+    assert project.spools() == []
+    assert len(json.loads(project.cli("ls", "--json", "-R", other).stdout)) == 1
+
+
+def test_sync_leaves_a_run_alone_that_is_being_recorded(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    training = Training(project, **OFFLINE)
+    training.tell("checkpoint 0")
+    assert "by its own process" in project.cli("sync").stderr
+    assert len(project.spools()) == 1
+    training.end()
+
+
+def test_the_next_run_says_what_is_still_to_be_saved(project: ProjectDirectory, gate: Gate) -> None:
+    project.run("import replicate; replicate.init()", **OFFLINE)
+    project.wait_for_helpers()
+    done = project.run("import replicate; replicate.init()", **OFFLINE)
+    assert "1 earlier run is only on this machine: `replicate sync`" in done.stderr
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_what_is_only_here_is_listed_and_marked(project: ProjectDirectory, gate: Gate) -> None:
+    training = Training(project)
+    training.tell("checkpoint 0")
+    training.tell("wait")
+    assert listed(project)["saved"] is True
+    (helper,) = project.helpers()
+    os.kill(helper, signal.SIGSTOP)  # it cannot save what comes now
+    training.tell("checkpoint 1")
+    experiment = listed(project)
+    assert (experiment["saved"], experiment["num_checkpoints"]) == (False, 2)
+    latest = experiment["latest_checkpoint"]
+    assert isinstance(latest, dict) and (latest["step"], latest["saved"]) == (1, False)
+    assert "running, local" in project.cli("ls").stdout
+    assert "running, local" in project.cli("ps").stdout
+    shown = project.cli("show", str(experiment["id"])).stdout
+    assert "local" in shown.splitlines()[-1] and "local" not in shown.splitlines()[-2]
+    assert "only on this machine" in project.cli("show", latest["id"]).stdout
+    refused = project.cli("checkout", latest["id"], "-o", "out", expect=2)
+    assert "only on this machine" in refused.stderr
+    os.kill(helper, signal.SIGCONT)
+    training.end()
+    assert listed(project)["saved"] is True
+
+
+def test_a_run_of_which_the_bucket_has_nothing_is_listed_without_a_network(
+    project: ProjectDirectory, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.shut()
+    training = Training(project, **OFFLINE)
+    training.tell("checkpoint 0")
+    failed = project.cli("ls", expect=1)
+    assert "REPLICATE_MODE=offline" in failed.stderr
+    monkeypatch.setenv("REPLICATE_MODE", "offline")
+    experiment = listed(project)
+    assert (experiment["status"], experiment["saved"]) == ("running", False)
+    assert "running, local" in project.cli("show", str(experiment["id"])).stdout
+    training.end()
+    project.wait_for_helpers()
+    assert listed(project)["status"] == "finished"
+
+
+def test_what_a_script_has_recorded_can_be_opened_again_at_once(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    done = project.run("""
+        import replicate
+        experiment = replicate.init(path=None)
+        open("m", "w").write("model")
+        experiment.checkpoint("m", step=1, metrics={"i": 1}, primary_metric=("i", "maximize"))
+        experiment.tag("good")
+        assert experiment.tags == ("good",)
+        print(experiment.best().open().read().decode())
+        print([len(e.checkpoints) for e in replicate.experiments.list()])
+    """)
+    assert done.stdout == "model\n[1]\n"
+
+
+# ---------------------------------------------------------------- a set-up that cannot work
+
+
+def test_a_bucket_that_is_not_there_is_an_error_at_once(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    project.write("replicate.yaml", "repository: s3://no-such-bucket-anywhere/root\n")
+    done = project.run("import replicate; replicate.init()", expect=1)
+    assert "there is no such bucket" in done.stderr
+    assert project.spools() == []
+
+
+def test_keep_holds_in_a_bucket_and_for_what_sync_saves(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    project.run(
+        """
+        import replicate
+        experiment = replicate.init(path=None, keep={"last": 1})
+        for i in range(3):
+            open("m", "w").write(f"version {i}")
+            experiment.checkpoint("m")
+        """,
+        **OFFLINE,
+    )
+    project.wait_for_helpers()
+    project.cli("sync")
+    assert [c.dropped for c in saved(project).checkpoints] == [True, True, False]
+
+
+def test_a_run_in_a_bucket_is_resumed(project: ProjectDirectory, gate: Gate) -> None:
+    training = Training(project)
+    training.tell("checkpoint 0")
+    training.kill()
+    project.wait_for_helpers()
+    done = project.run(
+        """
+        import replicate
+        experiment = replicate.init()
+        print(experiment.resumed_from.open("m").read().decode())
+        experiment.checkpoint(step=1)
+        """,
+        REPLICATE_RESUME="latest",
+    )
+    assert done.stdout == "version 0\n"
+    record = saved(project)
+    assert (record.attempt, steps(record)) == (2, [0, 1])

@@ -85,12 +85,12 @@ class CheckpointRecord:
     attempt: int = 1
     superseded: bool = False
     packs: tuple[str, ...] = ()
+    saved: bool = True
 
     @property
     def tree_ref(self) -> TreeRef | None:
         """Where its files are; None without files."""
         return None if self.tree is None else TreeRef(self.tree, self.packs)
-    saved: bool = True
 
     @property
     def primary_value(self) -> float | None:
@@ -320,12 +320,12 @@ class ExperimentRecord:
     attempts: tuple[Attempt, ...] = ()
     edits: tuple[Edit, ...] = ()
     packs: tuple[str, ...] = ()
+    saved: bool = True
 
     @property
     def tree_ref(self) -> TreeRef | None:
         """Where its code is; None when none was saved."""
         return None if self.tree is None else TreeRef(self.tree, self.packs)
-    saved: bool = True
 
     @property
     def status(self) -> Status:

@@ -200,6 +200,12 @@ class Spool:
             finally:
                 data.release()
 
+    def header(self, name: str) -> Mapping[str, Any]:
+        """The header of a job. Raises DamagedError, and OSError when it is gone."""
+        path = self.directory / (name + _SUFFIX)
+        with open(path, "rb") as file:
+            return unseal(file.readline().rstrip(b"\n"), str(path))
+
     def has(self, name: str) -> bool:
         """Whether a job is in it, and not committed yet."""
         return (self.directory / (name + _SUFFIX)).exists()

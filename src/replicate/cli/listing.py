@@ -99,7 +99,7 @@ def table_columns(
             short=lambda: [text.ago(e.created, now, brief=True) for e in experiments],
         ),
         Column(
-            "status", "STATUS", [e.status.value for e in experiments], styles=text.STATUS_STYLES
+            "status", "STATUS", [text.status(e) for e in experiments], styles=text.STATUS_STYLES
         ),
         Column("host", "HOST", [text.escape(e.host) for e in experiments]),
         Column("user", "USER", [text.escape(e.user) for e in experiments]),

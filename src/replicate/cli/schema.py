@@ -41,6 +41,7 @@ def experiment_json(experiment: ExperimentRecord) -> JsonObject:
         "id": experiment.id,
         "created": time_json(experiment.created),
         "status": experiment.status.value,
+        "saved": experiment.saved,
         "user": experiment.user,
         "host": experiment.host,
         "command": experiment.command,
@@ -124,6 +125,7 @@ def checkpoint_json(checkpoint: CheckpointRecord) -> JsonObject:
         "attempt": checkpoint.attempt,
         "superseded": checkpoint.superseded,
         "dropped": checkpoint.dropped,
+        "saved": checkpoint.saved,
     }
 
 

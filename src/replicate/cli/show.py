@@ -182,6 +182,7 @@ def checkpoint_lines(
         ("Path", _path(checkpoint.path)),
         ("Step", text.step(checkpoint.step) or "none"),
         *([("Superseded", "by a later attempt")] if checkpoint.superseded else []),
+        *([] if checkpoint.saved else [("Saved", "no, it is only on this machine")]),
         *_size_facts(checkpoint.size, checkpoint.stored),
     ]
     primary = checkpoint.primary_metric
@@ -227,7 +228,7 @@ def _fact_line(label: str, fact: str, width: int, paint: Paint) -> str:
 def _run_facts(experiment: ExperimentRecord) -> list[Fact]:
     return [
         ("Created", text.date(experiment.created)),
-        ("Status", experiment.status.value),
+        ("Status", text.status(experiment)),
         ("Host", text.escape(experiment.host)),
         ("User", text.escape(experiment.user)),
         ("Command", text.escape(experiment.command)),
@@ -360,6 +361,9 @@ def checkpoint_columns(
     ]
     if every and experiment.attempts:
         columns.append(Column("attempt", "ATTEMPT", [_attempt(c) if c else "" for c in rows]))
+    if not experiment.saved:
+        saved = ["local" if c and not c.saved else "" for c in rows]
+        columns.append(Column("saved", "SAVED", saved))
     return columns + [
         Column(f"metric:{name}", text.heading(name), _metric_cells(experiment, rows, name))
         for name in _metric_names(experiment)

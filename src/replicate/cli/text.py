@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from replicate.model import CheckpointRecord, Status, short
+from replicate.model import CheckpointRecord, ExperimentRecord, Status, short
 from replicate.text import ago, date, duration, escape, size, step, value, values_apart
 
 __all__ = [
@@ -22,18 +22,28 @@ __all__ = [
     "picked_note",
     "shortened_list",
     "size",
+    "status",
     "step",
     "value",
     "values_apart",
 ]
 
-#: How each status looks on a terminal.
-STATUS_STYLES = {
+#: How each status looks on a terminal, where all of the run is saved.
+_STYLES = {
     Status.RUNNING.value: "green",
     Status.FAILED.value: "red",
     Status.KILLED.value: "red",
     Status.LOST.value: "yellow",
 }
+#: What is added to the status of a run of which not all is saved yet.
+_LOCAL = ", local"
+#: The same, and how those look that are only on this machine.
+STATUS_STYLES = _STYLES | {status + _LOCAL: style for status, style in _STYLES.items()}
+
+
+def status(experiment: ExperimentRecord) -> str:
+    """The status, and whether parts of the run are only on this machine."""
+    return experiment.status.value + ("" if experiment.saved else _LOCAL)
 
 
 def count(number: int, noun: str) -> str:
@@ -66,3 +76,9 @@ def picked_note(experiment_id: str, checkpoint: CheckpointRecord | None, how: st
 def heading(name: str) -> str:
     """The heading of a column for a param or metric."""
     return escape(name.upper())
+
+
+def wait(seconds: float) -> str:
+    """A time to wait, in round numbers: 60 minutes, 24 hours."""
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 120 else f"{round(minutes / 60)} hours"

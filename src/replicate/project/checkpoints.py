@@ -4,13 +4,14 @@ be done to them."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from replicate import analysis, maintenance
-from replicate.errors import NotFoundError
+from replicate.errors import KeyNotFoundError, NotFoundError
 from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
@@ -32,11 +33,17 @@ class Checkpoint:
     """A version of an experiment's outputs, with the metrics it had."""
 
     def __init__(
-        self, record: CheckpointRecord, experiment: ExperimentRecord, repository: Repository
+        self,
+        record: CheckpointRecord,
+        experiment: ExperimentRecord,
+        repository: Repository,
+        wait: Callable[[], bool] | None = None,
     ) -> None:
+        """`wait` is what brings into the repository what this process has recorded."""
         self.record = record
         self._experiment = experiment
         self._repository = repository
+        self._wait = wait
 
     @property
     def id(self) -> str:
@@ -67,6 +74,11 @@ class Checkpoint:
     def primary_metric(self) -> PrimaryMetric | None:
         return self.record.primary_metric
 
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt of the run that made it, from 1."""
+        return self.record.attempt
+
     def open(self, path: str | None = None) -> BinaryIO:
         """One of the checkpoint's files, or of the experiment's code, open to read and to seek in.
 
@@ -74,6 +86,7 @@ class Checkpoint:
         Raises NotFoundError when there is no such file; reading raises DamagedError when bytes
         are not what was saved.
         """
+        self._settle()
         files: dict[str, Entry] = {}
         refs = [r for r in (self._experiment.tree_ref, self.record.tree_ref) if r is not None]
         for ref in refs:
@@ -92,12 +105,25 @@ class Checkpoint:
 
         What it overwrites there is kept in the repository first.
         """
+        self._settle()
         trees = (self._experiment.tree_ref, self.record.tree_ref)
         target = Path(os.path.abspath(directory))
         with maintenance.announced(self._repository):
             let_go = checkouts.let_go(self._experiment, self.record)
             plan = checkouts.plan(self._repository, self.id, trees, target, let_go=let_go)
             checkouts.perform(self._repository, plan)
+
+    def _settle(self) -> None:
+        """If it was only on this machine when it was looked at, look again."""
+        if self.record.saved:
+            return
+        if self._wait is not None:
+            self._wait()
+        with suppress(KeyNotFoundError):
+            experiment = self._repository.experiment(self.record.experiment)
+            found = [c for c in experiment.checkpoints if c.id == self.id]
+            if found:
+                self.record, self._experiment = found[0], experiment.at(found[0])
 
     def __repr__(self) -> str:
         step = "" if self.step is None else f" step={self.step}"

@@ -21,6 +21,7 @@ from replicate.model import (
     short,
 )
 from replicate.project import labels
+from replicate.project import pending as waiting
 from replicate.project.checkpoints import Checkpoint, CheckpointList, described
 from replicate.project.recording import UNRECORDED, Paths, Recording
 from replicate.repository import Repository
@@ -193,9 +194,14 @@ class Experiment:
 
     def history(self, name: str | None = None) -> History:
         """Every point of the run, in the order in which they were recorded: what was logged, and
-        the metrics of the checkpoints. With `name` those that have this metric, and it alone."""
+        the metrics of the checkpoints. With `name` those that have this metric, and it alone.
+
+        Raises NotFoundError for a metric that the run has never had, once it has any.
+        """
         points: Iterable[Point] = self._repository.history(self._current())
         if name is not None:
+            points = list(points)
+            analysis.check_metric([analysis.Run(self.record, points)], name)
             points = [
                 Point(p.time, p.step, {name: p.metrics[name]}) for p in points if name in p.metrics
             ]
@@ -223,11 +229,18 @@ class Experiment:
 
     def refresh(self) -> Self:
         """Read the experiment again, to see what has happened since."""
-        if self._recording is not None:
-            self._recording.wait()
-        if self.id != UNRECORDED:
-            self.record = self._repository.experiment(self.id)
+        recording = self._recording
+        if recording is not None and not recording.wait() and recording.remote:
+            self.record = self._on_this_machine(recording)  # the network is down, or not to be used
+        elif self.id != UNRECORDED:
+            self.record = waiting.current(self._repository, self.id)
         return self
+
+    def _on_this_machine(self, recording: Recording) -> ExperimentRecord:
+        """What this process knows of the run that it records, without a network."""
+        left = waiting.pending_of(self._repository, self.id)
+        record = left.added_to(self.record) if left else self.record
+        return waiting.with_checkpoints(record, recording.made)
 
     def delete(self, *, force: bool = False) -> None:
         """Delete the experiment and its checkpoints, for good, and free what nothing else needs.
@@ -239,11 +252,16 @@ class Experiment:
         maintenance.delete_experiments(self._repository, [self.id], force=force)
 
     def _checkpoint(self, record: CheckpointRecord) -> Checkpoint:
-        return Checkpoint(record, self.record.at(record), self._repository)
+        wait = self._recording.wait if self._recording else None
+        return Checkpoint(record, self.record.at(record), self._repository, wait)
 
     def _current(self) -> ExperimentRecord:
-        """The record; of a run that this process records, with all that it has saved so far."""
-        if self._recording is not None:
+        """The record; of a run that this process records, with all that it has recorded so far: it
+        does not wait for a network to tell what this process knows itself."""
+        recording = self._recording
+        if recording is not None and recording.remote and not recording.stopped:
+            self.record = self._on_this_machine(recording)
+        elif recording is not None:
             self.refresh()
         return self.record
 
@@ -278,6 +296,8 @@ class Experiment:
         author = self._home.author if self._home else f"{process.user()}@{process.host()}"
         if self._recording is not None and not self._recording.stopped:
             self._recording.edit(kind, {"author": author, **change})
+            if self._recording.remote:
+                self._current()  # before it is saved: from then on only a refresh would tell
         elif self.id != UNRECORDED:
             labels.edit(self._repository, self.id, kind, author, change)
             self.refresh()

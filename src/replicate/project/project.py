@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 from replicate import config, maintenance, process
 from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
-from replicate.errors import AmbiguousIdError, NotFoundError, UsageError
-from replicate.index import Index, Match
+from replicate.errors import AmbiguousIdError, NotFoundError, StorageError, UsageError
+from replicate.index import Index, Match, unseen
+from replicate.index import Progress as Counted
 from replicate.model import CheckpointRecord, ExperimentRecord, Origin, Point, TreeRef, short
 from replicate.project import checkouts, lineage, resuming
 from replicate.project import pending as waiting
@@ -74,7 +75,8 @@ class Project:
     `repository` is a path or URL, and `directory` where to look for the project, from there
     upwards; each is found as the configuration says when it is left out. `report` is told what a
     person should know of a run that is recorded, one message at a time. `streams` has the stdout
-    and stderr of this process, where what is printed to them may be kept.
+    and stderr of this process, where what is printed to them may be kept. `progress` is told what
+    is read of the repository, how many of them are done, and how many there are.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class Project:
         *,
         report: Report = _unheard,
         streams: Callable[[], Sequence[TextIO | None]] | None = None,
+        progress: Counted = unseen,
     ) -> None:
         self._report = report
+        self._progress = progress
         self._streams = streams
         self.config = config.load(
             None if directory is None else Path(directory),
@@ -212,15 +216,15 @@ class Project:
         remote repository. No repository yet means no experiments.
         """
         left = waiting.pending(self.repository)  # before the rest: what is saved meanwhile is there
-        index = self._index()
+        index = self._index(left)
         records = index.records() if index else []
         if not left:
             return records
         found = [waits.added_to(r) if (waits := left.pop(r.id, None)) else r for r in records]
-        found += [record for one in left.values() if (record := one.alone())]
+        found += [record for one in left.values() if (record := one.alone(online=self._online))]
         return sorted(found, key=lambda e: (e.created, e.id))
 
-    def _index(self) -> Index | None:
+    def _index(self, here: Mapping[str, waiting.Pending]) -> Index | None:
         """What is in the repository; in one that is not remote, with all that this process has
         recorded so far. None where there is none, or the network is not to be used."""
         if not self._online:
@@ -228,7 +232,14 @@ class Project:
         for recorder in live_recorders():
             if not recorder.remote:
                 recorder.wait()
-        return Index(self.repository, self.config.cache) if self.repository.exists() else None
+        try:
+            there = self.repository.exists()
+        except StorageError as error:
+            if here:
+                more = "REPLICATE_MODE=offline shows what waits for it on this machine."
+                error.hint = f"{error.hint} {more}" if error.hint else more
+            raise
+        return Index(self.repository, self.config.cache, self._progress) if there else None
 
     @property
     def _online(self) -> bool:
@@ -252,7 +263,7 @@ class Project:
 
     def _matches(self, prefixes: Sequence[str]) -> list[list[Match]]:
         left = waiting.pending(self.repository)  # before the rest, as in `records`
-        index = self._index()
+        index = self._index(left)
         found = index.matches(prefixes) if index else [[] for _ in prefixes]
         here = [Match(*ids) for one in left.values() for ids in one.ids()]
         for prefix, matches in zip(prefixes, found, strict=True):
@@ -290,7 +301,10 @@ class Project:
         return Picked(found.at(latest), latest, "latest" if latest else "none")
 
     def logged(self, experiment: ExperimentRecord) -> list[Point]:
-        """Every point of an experiment that has logged any; see `Repository.history`."""
+        """Every point of an experiment that has logged any; see `Repository.history`. None where
+        the network is not to be used."""
+        if not self._online:
+            return []
         points = self.repository.history(experiment)
         with_metrics = sum(bool(c.metrics) for c in experiment.current)
         return points if len(points) > with_metrics else []

@@ -219,6 +219,8 @@ class Recording:
     ) -> None:
         self.record = record
         self.resumed = resumed
+        #: The checkpoints that were made, whether or not they are saved.
+        self.made: list[CheckpointRecord] = []
         self._recorder = recorder
         self._project = config.directory
         self._allowed = config.allow_secrets
@@ -247,6 +249,8 @@ class Recording:
             primary_metric=self._primary_metric(primary_metric),
         )
         self._recorder.checkpoint(record, listing)
+        if self.remote:
+            self.made.append(replace(record, size=listing.size if listing else None))
         return record.id
 
     def log(self, metrics: Any, step: Any) -> None:
@@ -257,6 +261,11 @@ class Recording:
     def stopped(self) -> bool:
         """Whether the run has ended."""
         return self._recorder.stopped
+
+    @property
+    def remote(self) -> bool:
+        """See `Recorder.remote`."""
+        return self._recorder.remote
 
     def edit(self, kind: str, change: Mapping[str, Value]) -> None:
         """See `Recorder.edit`."""

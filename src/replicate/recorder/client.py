@@ -106,7 +106,10 @@ class Recorder:
         try:
             self._lock_descriptor = self._spool.create(
                 inputs.number if isinstance(inputs, Attempt) else 1,
-                {name: self._settings[name] for name in ("compress", "keep")},
+                {
+                    **{name: self._settings[name] for name in ("compress", "keep")},
+                    "inputs": header.get("record"),
+                },
             )
             self._begin_console()
             self._start_helper()
@@ -246,6 +249,11 @@ class Recorder:
             os.close(self._lock_descriptor)
             if not isinstance(self._saver, HelperLink) and not self._spool.names():
                 self._spool.destroy()
+
+    @property
+    def remote(self) -> bool:
+        """Whether waiting for what is recorded means waiting for a network."""
+        return self._repository.backend.remote
 
     @property
     def pending(self) -> int:

@@ -13,7 +13,6 @@ from replicate.recorder.commit import Committer
 from replicate.repository import Repository
 from replicate.spool import Spool, all_spools
 
-
 #: Is told now and again how many bytes are in the repository, and how many there were to save.
 Progress = Callable[[int, int], None]
 

@@ -71,8 +71,11 @@ class Retention:
     def free(self, *, all: bool = False) -> None:
         """Remove what only dropped checkpoints needed, once that is worth the time, or `all`.
 
-        What another run may be about to use stays for a later collection. Raises DamagedError.
+        What another run may be about to use stays for a later collection. In a bucket that is all
+        of it: nobody can see there who may be. Raises DamagedError.
         """
+        if self._repository.backend.remote:
+            self._doomed.clear()
         if self._doomed and (all or self._waiting >= _WORTH_COLLECTING):
             doomed, self._doomed, self._waiting = self._doomed, set(), 0
             collect(self._repository, among=doomed, recording=self._experiment)
