@@ -77,7 +77,8 @@ def main() -> None:
         chunking.GRID = chosen.grid << 10
     if chosen.content:
         typical = chosen.content << 10
-        chunking.CONTENT_SIZES = (typical // 4, typical, min(16 * typical, chunking.MAX_CHUNK))
+        sizes = (typical // 4, typical, min(16 * typical, chunking.MAX_CHUNK))
+        chunking.CONTENT_SIZES = chunking.LONG_CONTENT_SIZES = sizes
     print(f"{'series':30}{'MB':>7}{'versions':>10}{'raw':>8}{'compressed':>12}{'chunks each':>13}")
     for name, series in SERIES.items():
         if chosen.series and not any(part in name for part in chosen.series):

@@ -148,6 +148,13 @@ def test_bytes_inserted_into_an_opaque_file_cost_a_chunk_or_two() -> None:
     assert shared(old, old[:5000] + noise(4 * KIB, seed=1) + old[5000:]) > 0.9
 
 
+def test_long_content_is_cut_into_fewer_chunks() -> None:
+    content = noise(chunking.LONG_CONTENT)
+    short, long = (list(chunking.cut(memoryview(c))) for c in (content[:-1], content))
+    assert 150 < len(short) < 300
+    assert 35 < len(long) < 75
+
+
 def test_an_opaque_stored_member_is_cut_by_content() -> None:
     weights = noise(20 * MIB)
     old = archive_of({"config.json": b"{}", "model.weights.h5": weights})

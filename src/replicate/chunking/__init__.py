@@ -3,8 +3,8 @@ are, by its content otherwise.
 
 Cuts are hints. They decide how much two versions of a file share, never whether a file can be read:
 joined, the chunks are the file, whatever it holds. Sizes are constants rather than parts of the
-file's size, so that a growing file does not one day cut its old tensors anew; the figures behind
-them are in `docs/decisions/0002-chunk-sizes.md`. Nothing here knows of hashes or repositories.
+file's size, so that a growing file does not one day cut its old tensors anew (content that is not
+tensors is, once, when it grows long); the figures behind them are in `docs/decisions/0002-chunk-sizes.md`. Nothing here knows of hashes or repositories.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ LARGE_SPAN = 128 * KIB
 GRID = 4 * MIB
 #: Least, typical and greatest length of a chunk where the content decides.
 CONTENT_SIZES = (64 * KIB, 256 * KIB, 4 * MIB)
+#: The same in content of at least this length, where every small chunk would be one of hundreds.
+LONG_CONTENT = 64 * MIB
+LONG_CONTENT_SIZES = (256 * KIB, MIB, MAX_CHUNK)
 
 
 def cut(view: memoryview) -> Iterator[int]:
@@ -77,7 +80,8 @@ def _by_content(view: memoryview, span: Span) -> Iterator[int]:
     except ImportError:
         yield from _grid(span)
         return
-    least, typical, greatest = CONTENT_SIZES
+    long = span.end - span.start >= LONG_CONTENT
+    least, typical, greatest = LONG_CONTENT_SIZES if long else CONTENT_SIZES
     cutter = FastCDC(typical, min_size=least, max_size=greatest)
     for chunk in cutter.cut_buf(view[span.start : span.end]):
         yield span.start + chunk.offset + chunk.length
