@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from fault_proxy import s3_proxy as s3_proxy
 from replicate.model import ExperimentRecord, Status, Stop
 from replicate.project import Project
 from replicate.recorder.client import live_recorders

@@ -30,15 +30,19 @@ from replicate.backends.base import (
 )
 from replicate.backends.condemned import Condemned, Sentence
 from replicate.backends.failures import (
+    PAUSES,
+    asked,
     explained,
     is_past_the_end,
     is_refused_copy,
 )
 from replicate.backends.files import several
+from replicate.backends.listing import Listing
 from replicate.backends.stores import Store, Stores, connect, parse_location
 from replicate.config import CloudSettings
-from replicate.errors import KeyNotFoundError, StorageError
+from replicate.errors import KeyNotFoundError, RefusedError, StorageError
 
+Keys = list[str]
 #: How many requests are under way at once; how many bytes they carry at most is this times 16 MiB.
 THREADS = 16
 #: Larger contents are asked for before they are sent: an answer costs less than a useless upload.
@@ -89,13 +93,16 @@ class CloudBackend(Backend):
         elif start:
             options = {"range": {"offset": start}}
         store = self._stores().for_size(length)
-        with explained("read", self.url, key):
+
+        def ask() -> bytes:
             try:
                 return obstore.get(store, key, options=options).bytes().to_bytes()
-            except (BaseError, ValueError) as error:
+            except BaseError as error:
                 if is_past_the_end(error):
                     return b""
                 raise
+
+        return asked("read", self.url, key, ask)
 
     def _nothing_of(self, key: str) -> bytes:
         """No bytes, of a key that is there."""
@@ -108,25 +115,15 @@ class CloudBackend(Backend):
 
     def _head(self, key: str) -> Stat | None:
         try:
-            with explained("read", self.url, key):
-                return _stat(key, obstore.head(self._stores().quick, key))
+            store = self._stores().quick
+            return _stat(key, asked("read", self.url, key, lambda: obstore.head(store, key)))
         except KeyNotFoundError:
             return None
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         validate_prefix(prefix, after)
-        return self._list(prefix, after)
-
-    def _list(self, prefix: str, after: str) -> Iterator[Stat]:
-        with explained("list", self.url, prefix):
-            pages = obstore.list(
-                self._stores().quick, prefix or None, offset=after or None, chunk_size=1000
-            )
-            for page in pages:
-                for meta in page:
-                    key = meta["path"]
-                    if key > after and _is_key(key):
-                        yield _stat(key, meta)
+        found = Listing(self._stores, self.url).list(prefix, after)
+        return (_stat(meta["path"], meta) for meta in found if _is_key(meta["path"]))
 
     # Writing
 
@@ -163,8 +160,8 @@ class CloudBackend(Backend):
         self._known = known
 
     def _put(self, key: str, content: Content) -> None:
-        with explained("write", self.url, key):
-            obstore.put(self._stores().for_size(len(content)), key, _plain(content))
+        store, plain = self._stores().for_size(len(content)), _plain(content)
+        asked("write", self.url, key, lambda: obstore.put(store, key, plain))
 
     def _create(self, key: str, items: Mapping[str, Content], fresh: float) -> bool:
         """`key` is there and fresh; True when this call created it."""
@@ -183,34 +180,40 @@ class CloudBackend(Backend):
         return self.clock() - found.modified < fresh
 
     def _put_new(self, key: str, content: Content) -> bool:
-        store = self._stores().for_size(len(content))
-        with explained("write", self.url, key):
-            try:
-                obstore.put(store, key, _plain(content), mode="create", use_multipart=False)
-            except AlreadyExistsError:
-                return False
+        store, plain = self._stores().for_size(len(content)), _plain(content)
+
+        def ask() -> None:
+            obstore.put(store, key, plain, mode="create", use_multipart=False)
+
+        try:
+            asked("write", self.url, key, ask)
+        except AlreadyExistsError:
+            return False
         return True
 
     def _touch(self, key: str) -> bool:
         """True if `key` is there, and modified now with the content that it has."""
         try:
-            with explained("touch", self.url, key):
-                if self._copies_onto_itself:
-                    try:
-                        obstore.copy(self._stores().quick, key, key)
-                        return True
-                    except BaseError as error:
-                        if not is_refused_copy(error):
-                            raise
-                        self._copies_onto_itself = False
-                self._copy_there_and_back(key)
+            asked("touch", self.url, key, lambda: self._copy_onto_itself(key))
         except KeyNotFoundError:
             return False
         return True
 
-    def _copy_there_and_back(self, key: str) -> None:
+    def _copy_onto_itself(self, key: str) -> None:
+        store = self._stores().quick
+        if self._copies_onto_itself:
+            try:
+                obstore.copy(store, key, key)
+                return
+            except BaseError as error:
+                if not is_refused_copy(error):
+                    raise
+                self._copies_onto_itself = False
+        self._copy_there_and_back(store, key)
+
+    def _copy_there_and_back(self, store: Store, key: str) -> None:
         """Touch where a storage refuses to copy an object onto itself, with no byte sent."""
-        store, aside = self._stores().quick, f".touch/{uuid4().hex}"
+        aside = f".touch/{uuid4().hex}"
         obstore.copy(store, key, aside)
         try:
             obstore.copy(store, aside, key)
@@ -224,36 +227,51 @@ class CloudBackend(Backend):
         wanted = sorted({validate_key(key) for key in keys})
         gone: set[str] = set()
         for start in range(0, len(wanted), _BATCH):
-            batch = wanted[start : start + _BATCH]
+            there = self._heads(wanted[start : start + _BATCH])
             if unless_modified_since is None:
-                gone |= self._remove(self._existing(batch, float("inf")))
-            elif old := self._existing(batch, unless_modified_since):
-                gone |= self._collect(old, unless_modified_since)
+                gone |= self._purge(list(there), float("inf"), lambda: True)
+            elif old := self._old(there, unless_modified_since):
+                with self._condemned.judging(old) as has_time:
+                    old = self._old(self._heads(old), unless_modified_since)
+                    gone |= self._purge(old, unless_modified_since, has_time)
         return gone
 
-    def _collect(self, keys: list[str], limit: float) -> set[str]:  # type: ignore[valid-type]
-        with self._condemned.judging(keys) as has_time:
-            old = self._existing(keys, limit)
-            if not has_time():
-                raise StorageError(f"cannot delete in {self.url}: the storage is too slow")
-            return self._remove(old, once=True)
+    def _purge(self, keys: Keys, limit: float, has_time: Callable[[], bool]) -> set[str]:
+        """Delete the keys; those that are gone by it. Before it tries again it looks again."""
+        gone: set[str] = set()
+        for pause in PAUSES:
+            try:
+                return gone | self._remove(keys, has_time)
+            except RefusedError:
+                raise
+            except StorageError:  # it may have happened, or not
+                time.sleep(pause)
+            there = self._heads(keys)
+            gone |= {key for key in keys if key not in there}
+            keys = self._old(there, limit)
+        return gone | self._remove(keys, has_time)
 
-    def _existing(self, keys: Iterable[str], limit: float) -> Any:
-        """Those of `keys` that are there and were modified before `limit`."""
-        found = several(self._head, keys, threads=THREADS)
-        return [stat.key for stat in found if stat is not None and stat.modified < limit]
-
-    def _remove(self, keys: Any, once: bool = False) -> set[str]:
-        """None of `keys` is there any longer."""
-        if keys:
-            stores = self._stores()
-            store = stores.once if once else stores.quick
-            with explained("delete in", self.url):
-                try:
+    def _remove(self, keys: Keys, has_time: Callable[[], bool]) -> set[str]:
+        """None of the keys is there any longer. One request, which is not repeated: an old one must
+        not come late."""
+        store = self._stores().once
+        if keys and not has_time():
+            raise StorageError(f"cannot delete in {self.url}: the storage is too slow")
+        with explained("delete in", self.url):
+            try:
+                if keys:
                     obstore.delete(store, keys)
-                except FileNotFoundError:  # one was gone; nobody knows how far it came
-                    several(lambda key: self._remove_one(store, key), keys, threads=THREADS)
+            except FileNotFoundError:  # one was gone; nobody knows how far it came
+                several(lambda key: self._remove_one(store, key), keys, threads=THREADS)
         return set(keys)
+
+    def _heads(self, keys: Collection[str]) -> dict[str, Stat]:
+        """What is known of those of `keys` that are there."""
+        found = several(self._head, keys, threads=THREADS)
+        return {stat.key: stat for stat in found if stat is not None}
+
+    def _old(self, found: Mapping[str, Stat], limit: float) -> Keys:
+        return [key for key, stat in found.items() if stat.modified < limit]
 
     def _remove_one(self, store: Store, key: str) -> None:
         with suppress(FileNotFoundError):

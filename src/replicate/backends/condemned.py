@@ -28,7 +28,7 @@ from uuid import uuid4
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from replicate.backends.failures import explained
+from replicate.backends.failures import asked
 from replicate.backends.stores import Stores
 from replicate.errors import KeyNotFoundError, StorageError
 
@@ -49,7 +49,6 @@ class Sentence:
     version: tuple[str | None, str | None] | None
     by: str = ""
     keys: frozenset[str] = frozenset()
-    modified: float = 0.0
 
     @property
     def mode(self) -> Any:
@@ -71,21 +70,21 @@ class Condemned:
     def read(self) -> Sentence:
         """What is condemned now; the list of a collector that crashed condemns nothing."""
         try:
-            with explained("read", self._url, KEY):
-                found = obstore.get(self._stores().quick, KEY)
-                document = json.loads(bytes(found.bytes()))
-                meta = found.meta
-                modified = meta["last_modified"].timestamp()
-                keys = frozenset(map(str, document["keys"]))
-                by = str(document["by"])
+            meta, content = asked("read", self._url, KEY, self._get)
+            document = json.loads(content)
+            keys = frozenset(map(str, document["keys"]))
+            sentence = Sentence((meta["e_tag"], meta["version"]), str(document["by"]), keys)
         except KeyNotFoundError:
             return Sentence(None)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StorageError(f"{self._url}/{KEY} is damaged", hint="Remove it.") from error
-        sentence = Sentence((meta.get("e_tag"), meta.get("version")), by, keys, modified)
-        if keys and self._clock() - modified > LEASE:
+        if keys and self._clock() - meta["last_modified"].timestamp() > LEASE:
             return replace(sentence, keys=frozenset())
         return sentence
+
+    def _get(self) -> tuple[Any, bytes]:
+        found = obstore.get(self._stores().quick, KEY)
+        return found.meta, found.bytes().to_bytes()
 
     def wait(self, keys: Collection[str]) -> Sentence:
         """What is condemned, as soon as none of `keys` is."""
@@ -124,12 +123,12 @@ class Condemned:
         document = {"by": sentence.by, "keys": sorted(sentence.keys)}
         content = json.dumps(document).encode()
         try:
-            with explained("write", self._url, KEY):
-                obstore.put(
-                    self._stores().quick, KEY, content, mode=sentence.mode, use_multipart=False
-                )
+            asked("write", self._url, KEY, lambda: self._swap(content, sentence.mode))
         except (AlreadyExistsError, PreconditionError):
             return
+
+    def _swap(self, content: bytes, mode: Any) -> None:
+        obstore.put(self._stores().quick, KEY, content, mode=mode, use_multipart=False)
 
 
 class _Deadline:

@@ -6,9 +6,12 @@ the original error is never shown and never chained: it can hold a signed URL.
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -69,6 +72,29 @@ _REFUSALS = {
     _CODES["InvalidBucketName"],
 }
 _STATUSES = {301: _ELSEWHERE, 401: _UNKNOWN_KEY, 403: _DENIED, 429: _BUSY}
+
+
+#: The pauses before a question is asked again whose answer broke off (seconds).
+PAUSES = (0.1, 0.4, 1.6, 3.2)
+
+T = TypeVar("T")
+
+
+def asked(action: str, url: str, key: str, ask: Callable[[], T]) -> T:
+    """What `ask` returns, with `explained` errors.
+
+    It has to be something that may be done twice: it is, when an answer breaks off in the middle,
+    which obstore does not try again by itself.
+    """
+    with explained(action, url, key):
+        for pause in PAUSES:
+            try:
+                return ask()
+            except BaseError as error:
+                if "kind: Interrupted" not in str(error):
+                    raise
+            time.sleep(random.uniform(pause / 2, pause))
+        return ask()
 
 
 @contextmanager

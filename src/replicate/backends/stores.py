@@ -24,7 +24,7 @@ _LOCATION = re.compile(r"(s3|gs|az)://([^/?#@\s]+)(?:/([^?#\s]*))?")
 _ROOT = re.compile(r"[A-Za-z0-9_.\-=+/]*")
 #: A failed request is repeated with growing, random pauses for as long as this. Then it is the
 #: caller's: a recorder goes on for hours, a person wants to know.
-_RETRIES: Any = {
+RETRIES: Any = {
     "max_retries": 8,
     "retry_timeout": timedelta(seconds=15),
     "backoff": {
@@ -52,11 +52,11 @@ class Stores:
 
     @cached_property
     def quick(self) -> Store:
-        return self._connect(_QUICK, _RETRIES)
+        return self._connect(_QUICK, RETRIES)
 
     @cached_property
     def bulk(self) -> Store:
-        return self._connect(_BULK, _RETRIES)
+        return self._connect(_BULK, RETRIES)
 
     @cached_property
     def once(self) -> Store:
