@@ -9,6 +9,7 @@ from replicate.tree.manifest import (
     encode_tree,
     read_manifest,
     read_tree,
+    unsafe_path,
     validate,
 )
 from replicate.tree.reading import open_entry
