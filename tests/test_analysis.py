@@ -205,7 +205,21 @@ def test_history_is_a_row_for_each_number(three: ExperimentList) -> None:
         "string",
         "float64",
     ]
-    assert len(three.history("nothing")) == 0
+    assert len(three.history("loss")) == len(frame)
+
+
+def test_the_history_of_a_metric_that_no_run_has_had_is_an_error_with_the_nearest_name() -> None:
+    made = record(0, metrics=[{"val/loss": 1.0, "old": 1.0}, {"val/loss": 0.5}])
+    first, second = made.checkpoints
+    made = replace(made, checkpoints=(replace(first, superseded=True), second), logged={"lr": 0.1})
+    experiments = listed(made)
+    for history in (experiments[0].history, experiments.history):
+        with pytest.raises(NotFoundError, match='"val/los"; did you mean val/loss') as caught:
+            history("val/los")
+        assert "lr" in (caught.value.hint or "")
+        assert len(history("old")) == 0  # superseded, but it was there
+    assert listed(record(1))[0].history("val/los") == []  # nobody knows yet
+    assert len(listed(record(1)).history("val/los")) == 0
 
 
 def test_history_of_one_experiment_is_points_and_a_data_frame() -> None:

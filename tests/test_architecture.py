@@ -33,7 +33,7 @@ LAYERS = (
 #: What the commands of the command line share. No command imports another.
 SHARED_BY_COMMANDS = {
     *("chart", "options", "output", "progress", "schema", "table", "text"),
-    *("listing", "metrics", "moving", "provenance", "selection"),
+    *("facts", "listing", "metrics", "moving", "provenance", "selection"),
 }
 #: Imports inside functions: who has one, of what, and why it is not at the top.
 LATE = {

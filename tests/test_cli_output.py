@@ -22,16 +22,11 @@ from click.testing import CliRunner, Result
 from replicate.cli import COMMANDS, LazyGroup, main, text
 from replicate.cli.checkout import done_lines, question_lines
 from replicate.cli.diff import code_lines, side_by_side
+from replicate.cli.facts import checkpoint_lines, experiment_lines
 from replicate.cli.listing import reductions, show_table, table_columns
 from replicate.cli.output import Output
 from replicate.cli.schema import comparison_json, experiment_with_checkpoints_json, value_json
-from replicate.cli.show import (
-    checkpoint_columns,
-    checkpoint_lines,
-    experiment_lines,
-    show_experiment,
-    shown_rows,
-)
+from replicate.cli.show import checkpoint_columns, show_experiment, shown_rows
 from replicate.cli.table import Column, cut, fit, render, text_width
 from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, DamagedError, ReplicateError, UsageError
@@ -338,6 +333,12 @@ def test_show_experiment_begins_as_in_the_tutorial() -> None:
         "learning_rate:  0.01",
         "num_epochs:     100",
     ]
+
+
+def test_show_leaves_out_what_another_tool_has_not_kept() -> None:
+    lines = experiment_lines(experiment(host="", user="", command=""))
+    assert not [line for line in lines if line.startswith(("Host", "User", "Command"))]
+    assert lines[3:5] == ["Status:         finished", "Duration:       9s"]
 
 
 def test_show_experiment_has_what_else_is_known() -> None:

@@ -228,6 +228,19 @@ def ask(directory: Path, *words: str, shell: str = "bash") -> list[str]:
     return [line.removeprefix("plain,") for line in done.stdout.splitlines() if line]
 
 
+def test_no_id_at_all_is_answered_with_what_is_needed(
+    tmp_path: Path, kept: list[ExperimentRecord]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "replicate", "show", ""],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: An id is needed here, or the first characters of one\n")
+
+
 def test_ids_are_the_newest_first(tmp_path: Path, kept: list[ExperimentRecord]) -> None:
     ids = ["2abcdef", "1abcdef", "0abcdef", "c255555", "c155555", "c055555"]
     assert ask(tmp_path, "rm", "") == ids

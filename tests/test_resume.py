@@ -182,6 +182,7 @@ def test_what_was_done_after_the_restored_step_is_superseded_and_kept(
     (experiment,) = replicate.experiments.list()
     assert experiment.checkpoints.step == steps
     assert experiment.superseded.step == [11, 14, 17, 20]
+    assert [experiment.superseded[0].attempt, experiment.checkpoints[-1].attempt] == [1, 2]
     plain, every = project.cli("show", id).stdout, project.cli("show", id, "--all").stdout
     assert "4 checkpoints superseded" in plain and superseded[0].id[:7] not in plain
     (row,) = [line for line in every.splitlines() if line.startswith(superseded[0].id[:7])]

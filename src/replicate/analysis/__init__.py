@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     )
     from replicate.analysis.loading import read
     from replicate.analysis.plots import parallel, plot, scatter
-    from replicate.analysis.series import Run
+    from replicate.analysis.series import Run, check_metric
 
 __all__ = [
     "Run",
+    "check_metric",
     "checkpoint_html",
     "checkpoints_frame",
     "checkpoints_html",
@@ -39,7 +40,7 @@ _HOMES = {
     "html": ("checkpoint_html", "checkpoints_html", "experiment_html", "experiments_html"),
     "loading": ("read",),
     "plots": ("parallel", "plot", "scatter"),
-    "series": ("Run",),
+    "series": ("Run", "check_metric"),
 }
 
 

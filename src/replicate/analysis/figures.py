@@ -224,7 +224,7 @@ def _ticks(scale: Scale) -> list[tuple[float, str]]:
 
 
 def _legible(ticks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
-    """Those of the ticks whose names do not lie on each other's: the ends first, then the others."""
+    """Those of the ticks whose names do not lie on each other's: the ends first, then others."""
     kept: list[tuple[float, str]] = []
     for tick in (*ticks[-1:], *ticks[:2], *reversed(ticks)):
         if all(abs(tick[0] - other[0]) >= _TICK_ROOM for other in kept):

@@ -63,6 +63,18 @@ def chosen_metric(runs: Sequence[Run], name: str | None) -> str:
     raise NotFoundError("None of these experiments has metrics yet")
 
 
+def check_metric(runs: Sequence[Run], name: str) -> None:
+    """Raise NotFoundError for a metric that none of these runs has ever had. While they have none
+    at all every name is right."""
+    known = metric_names(runs)
+    if name in known:
+        return
+    for run in runs:  # what a resumed run has gone back to before is in no point
+        known += [*run.record.logged, *(n for c in run.record.checkpoints for n in c.metrics)]
+    if known:
+        known_name(name, list(dict.fromkeys(known)), "metric")
+
+
 def known_name(name: str, known: Sequence[str], kind: str) -> str:
     """The name if it is known; raises NotFoundError that suggests the nearest one if not."""
     if name in known:

@@ -121,9 +121,13 @@ class ExperimentList(Sequence[Experiment]):
     def history(self, metric: str | None = None) -> DataFrame:
         """A row for each number that they have recorded: experiment, time, step, metric, value.
 
-        With `metric` only that one. Raises UsageError when pandas is not installed.
+        With `metric` only that one. Raises NotFoundError for one that none of them has ever had,
+        once they have any, and UsageError when pandas is not installed.
         """
-        return analysis.history_frame(self.runs(), metric)
+        runs = self.runs()
+        if metric is not None:
+            analysis.check_metric(runs, metric)
+        return analysis.history_frame(runs, metric)
 
     def plot(
         self,
