@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from replicate.backends.base import Backend, Content
 from replicate.backends.local import LocalBackend
+from replicate.backends.location import open_backend
 from replicate.backends.memory import MemoryBackend
 from replicate.blobs import Recent, blob_key, read_blob
 from replicate.errors import DamagedError, KeyNotFoundError, UsageError
 from replicate.maintenance import check, collect, measure, plan_removal, remove
-from replicate.maintenance.gc import GRACE
+from replicate.maintenance.gc import REMOTE_GRACE
 from replicate.model import CheckpointRecord, ExperimentRecord
 from replicate.packs import (
     MAX_PACK,
@@ -248,7 +249,7 @@ def test_a_pack_comes_free_with_the_last_that_needs_it(
     plan = plan_removal(repository, [(experiment, first)], force=True)
     assert plan.bytes == 0
     remove(repository, plan)
-    bucket.time += 2 * GRACE
+    bucket.time += 2 * REMOTE_GRACE
     assert collect(repository).bytes == 0
     assert contents(repository, second) == small(2)
     plan = plan_removal(repository, [(experiment, second)], force=True)
@@ -266,7 +267,7 @@ def test_what_only_dropped_checkpoints_need_comes_free(
     run.journal.append([("drop", now(), {"checkpoints": [first.id]})])
     kept = repository.experiment(run.id).checkpoints
     assert [c.packs for c in kept] == [(), second.packs]
-    bucket.time += 2 * GRACE
+    bucket.time += 2 * REMOTE_GRACE
     assert collect(repository).objects == 1
     assert contents(repository, second) == small(2)
 
@@ -458,3 +459,22 @@ def test_other_keys_are_read_as_ever(bucket: Bucket, repository: Repository) -> 
     assert [s.key for s in view.list()] == ["repository.json"]
     with pytest.raises(KeyNotFoundError):
         view.get("experiments/none")
+
+
+def test_a_real_bucket_keeps_and_gives_back_packs(s3_url: str, tmp_path: Path) -> None:
+    bucket = open_backend(s3_url, relative_to=tmp_path)
+    run = Run(Repository(bucket), {"train.py": b"import replicate\n", "model.py": b"pass\n"})
+    large = blake3(b"noise").digest(length=200_000)
+    made = run.checkpoints(*(small(n) for n in range(20)), {"model.pth": large, "log": b"x"})
+    assert keys(bucket)["packs"] == 2
+    assert [contents(run.repository, c) for c in made[:20]] == [small(n) for n in range(20)]
+    assert contents(run.repository, made[20]) == {"model.pth": large, "log": b"x"}
+    assert check(Repository(bucket)).damage == check(Repository(bucket), full=True).damage == ()
+    found = measure(Repository(bucket))
+    assert found.unreferenced == 0 and found.stored == sum(
+        stat.size for kind in ("blobs/", "trees/", "packs/") for stat in bucket.list(kind)
+    )
+    experiment = run.repository.experiment(run.id)
+    plan = plan_removal(run.repository, [experiment], force=True)
+    assert plan.bytes == found.stored
+    assert remove(run.repository, plan).problem is None
