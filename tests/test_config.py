@@ -171,3 +171,12 @@ def test_the_rank_is_what_the_launcher_says(environ: dict[str, str], expected: i
 def test_misspelt_variables_are_found_and_those_of_the_namesake_are_not() -> None:
     environ = dict.fromkeys((*ENVIRONMENT, "REPLICATE_API_TOKEN", "REPLICATE_REPO", "HOME"), "x")
     assert unknown_variables(environ) == ["REPLICATE_REPO"]
+
+
+def test_runs_wait_for_a_bucket_where_the_state_of_programs_is_kept(tmp_path: Path) -> None:
+    def spool(**environ: str) -> Path | None:
+        return load(tmp_path, environ=environ).spool
+
+    assert spool() == tmp_path / ".local/state/replicate/spool"
+    assert spool(XDG_STATE_HOME="/state") == Path("/state/replicate/spool")
+    assert spool(XDG_STATE_HOME="/state", REPLICATE_SPOOL="/scratch") == Path("/scratch")

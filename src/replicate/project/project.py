@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from replicate import config, maintenance, process
+from replicate.backends.cached import cached, uncached
 from replicate.backends.location import open_backend
 from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError, StorageError, UsageError
@@ -97,7 +98,9 @@ class Project:
         )
         self.directory = self.config.directory
         backend = open_backend(self.config.repository, relative_to=self.directory)
-        self.repository = Repository(backend, spool_root(backend, self.config.spool))
+        spools = spool_root(backend, self.config.spool)
+        backend = cached(backend, self.config.cache, self.config.cache_size)
+        self.repository = Repository(backend, spools)
 
     def init(
         self,
@@ -170,6 +173,11 @@ class Project:
             )
         if wanted is None:
             return None
+        if not self._online:
+            raise UsageError(
+                "To resume a run takes the repository, and REPLICATE_MODE is `offline`",
+                hint="Unset it for this run, or start a new experiment.",
+            )
         resuming.settle(self.repository, self._report)
         if wanted == resuming.LATEST:
             command = recorded_command(self.config, [])
@@ -274,6 +282,11 @@ class Project:
     def _resolve(self, prefix: str, matches: Sequence[Match]) -> Found:
         if len(matches) == 1:
             return self._found(matches[0])
+        if not prefix:
+            raise NotFoundError(
+                "An id is needed here, or the first characters of one",
+                hint=f"`replicate ls` lists those in {self.repository.url}",
+            )
         if not matches:
             raise NotFoundError(
                 f"No experiment or checkpoint has an id that starts with {prefix!r}",
@@ -492,9 +505,8 @@ class Project:
         repository = self._existing()
         found = self.resolve_all(prefixes) if prefixes else []
         ids = {f.id if isinstance(f, ExperimentRecord) else f[1].id for f in found}
-        return maintenance.check(
-            repository, ids, full=full, progress=progress or maintenance.silent
-        )
+        there = Repository(uncached(repository.backend), repository.spools)
+        return maintenance.check(there, ids, full=full, progress=progress or maintenance.silent)
 
     def _existing(self) -> Repository:
         if not self.repository.exists():

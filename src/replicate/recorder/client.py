@@ -429,8 +429,8 @@ class Recorder:
             tails=self._console.settings["tails"] if self._console else (),
             redact=self._redact,
         )
-        at_once = not self._repository.backend.remote
-        self._saver = Foreground(committer, Path(self._settings["directory"]), at_once=at_once)
+        directory = Path(self._settings["directory"])
+        self._saver = Foreground(self._repository, committer, directory)
 
     def _notify(self) -> None:
         assert self._saver is not None

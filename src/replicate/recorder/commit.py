@@ -302,7 +302,7 @@ class Committer:
             stored = batch.stored[draft.job] if draft.tree else None
             outcome: dict[str, Any] = {"tree": draft.tree, "size": draft.size, "stored": stored}
             if packs := batch.packs_of(draft.tree) if draft.tree else ():
-                outcome["packs"] = packs
+                outcome["packs"] = list(packs)
             kind = draft.header["kind"]
             if kind == "experiment":
                 self._create(draft, outcome)
@@ -350,7 +350,8 @@ class Committer:
 
     def _create(self, draft: _Draft, outcome: Mapping[str, Any]) -> None:
         record = decode_experiment(draft.header["record"].encode(), "the spooled experiment")
-        record = replace(record, **draft.facts(), **outcome)
+        packs = tuple(outcome.get("packs", ()))
+        record = replace(record, **draft.facts(), **{**outcome, "packs": packs})
         self._repository.create_experiment(record)
         self.created = True
         self.beat()  # at once: a run that has only begun must not look lost

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from replicate.errors import ReplicateError
 from replicate.recorder.commit import Committer
+from replicate.repository import Repository
 
 
 class Foreground:
     """Saves in the trainer's own process, while it waits: with each job, or where that takes
     requests over a network only when somebody asks for it."""
 
-    def __init__(self, committer: Committer, directory: Path, *, at_once: bool) -> None:
+    def __init__(self, repository: Repository, committer: Committer, directory: Path) -> None:
+        self._repository = repository
         self._committer = committer
         self._directory = directory
-        self._at_once = at_once
+        self._at_once = not repository.backend.remote
         self._last_beat = -committer.interval
         self._trouble: str | None = None
 
@@ -38,6 +40,8 @@ class Foreground:
     def _save(self) -> list[str]:
         self._trouble = None
         try:
+            if not self._at_once:  # nobody has yet seen to it that there is one
+                self._repository.create()
             problems = list(self._committer.commit(self._directory))
             self._committer.free()
             if time.monotonic() - self._last_beat >= self._committer.interval:

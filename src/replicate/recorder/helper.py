@@ -259,7 +259,8 @@ class Helper:
 
     def _beat(self) -> None:
         """Say every few seconds that the run is alive."""
-        while not self._done.wait(self._committer.interval if self._committer.created else 0.05):
+        unborn = 1.0 if self._repository.backend.remote else 0.05
+        while not self._done.wait(self._committer.interval if self._committer.created else unborn):
             # A beat that fails is not worth a word: the next one, or a job, will tell.
             with suppress(ReplicateError):
                 if self._spool.directory.is_dir():
