@@ -35,6 +35,13 @@ def escape(text: str, *, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda m: m[0] if m[0] in keep else _escaped(m[0]), text)
 
 
+def escape_json(document: str) -> str:
+    """The same JSON without what a terminal would act on: in JSON all that is in strings."""
+    if document.isascii() and "\x7f" not in document:
+        return document
+    return _UNPRINTABLE.sub(lambda m: m[0] if m[0] == "\n" else f"\\u{ord(m[0]):04x}", document)
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import click
 
-from replicate.cli.text import escape
+from replicate.cli.text import escape, escape_json
 from replicate.errors import AmbiguousIdError, ReplicateError, UsageError
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -138,6 +138,7 @@ class Output:
 
     def _as_json(self, value: Any) -> str:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        text = escape_json(text)
         if _can_write(self._stdout, text):
             return text
         return json.dumps(value, indent=2, allow_nan=False)
@@ -206,7 +207,8 @@ class Output:
             about = f"{type(problem).__name__}: {problem}".rstrip(": ")
             self.error(f"unexpected {about}", None if self.verbose else _SEE_TRACEBACK)
         if self.verbose:
-            self._write(self._stderr, "".join(traceback.format_exception(problem)).rstrip())
+            trace = "".join(traceback.format_exception(problem)).rstrip()
+            self._write(self._stderr, escape(trace, keep=_NEWLINE))
         return WRONG_USE if isinstance(problem, UsageError) else FAILED
 
     def _matches(self, matches: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from replicate.model import CheckpointRecord, ExperimentRecord, Status, short
-from replicate.text import ago, date, duration, escape, size, step, value, values_apart
+from replicate.text import ago, date, duration, escape, escape_json, size, step, value, values_apart
 
 __all__ = [
     "STATUS_STYLES",
@@ -18,6 +18,7 @@ __all__ = [
     "date",
     "duration",
     "escape",
+    "escape_json",
     "heading",
     "picked_note",
     "shortened_list",

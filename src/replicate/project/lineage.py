@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replicate.model import CheckpointRecord, ExperimentRecord
+
+#: So many are followed up, and down: what is made of them recurses.
+_GENERATIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,21 @@ class Relative:
 
 def lineage(experiment: ExperimentRecord, records: Sequence[ExperimentRecord]) -> Relative:
     """The oldest ancestor that is known, with the line that leads to `experiment` and all that came
-    from it. One without relatives is alone."""
+    from it; of many generations the nearest 100, both ways. One without relatives is alone."""
     known = {record.id: record for record in records}
-    found = _with_descendants(experiment, known, frozenset())
+    forks: dict[str, list[ExperimentRecord]] = {}
+    for record in records:
+        if record.parent is not None:
+            forks.setdefault(record.parent.experiment, []).append(record)
+    found = _with_descendants(experiment, known, forks, (experiment.id,))
     seen = {experiment.id}
     youngest: ExperimentRecord | None = experiment
-    while youngest is not None and youngest.parent and youngest.parent.experiment not in seen:
+    while (
+        youngest is not None
+        and youngest.parent
+        and youngest.parent.experiment not in seen
+        and len(seen) <= _GENERATIONS
+    ):
         seen.add(youngest.parent.experiment)
         above = known.get(youngest.parent.experiment)
         found = _relative(youngest.parent.experiment, above, known, (found,))
@@ -41,18 +53,20 @@ def children(id: str, records: Sequence[ExperimentRecord]) -> list[ExperimentRec
 
 
 def _with_descendants(
-    record: ExperimentRecord, known: Mapping[str, ExperimentRecord], above: frozenset[str]
+    record: ExperimentRecord,
+    known: Mapping[str, ExperimentRecord],
+    forks: Mapping[str, Sequence[ExperimentRecord]],
+    line: tuple[str, ...],
 ) -> Relative:
-    below = above | {record.id}
-    return _relative(record.id, record, known, tuple(_below(record, known, below)))
-
-
-def _below(
-    record: ExperimentRecord, known: Mapping[str, ExperimentRecord], above: frozenset[str]
-) -> Iterator[Relative]:
-    for child in children(record.id, list(known.values())):
-        if child.id not in above:  # damage or a forgery may have made a circle
-            yield _with_descendants(child, known, above)
+    """`line` has the ids from the first experiment to this one: damage or a forgery may have made
+    a circle."""
+    below = forks.get(record.id, ()) if len(line) <= _GENERATIONS else ()
+    found = (
+        _with_descendants(child, known, forks, (*line, child.id))
+        for child in below
+        if child.id not in line
+    )
+    return _relative(record.id, record, known, tuple(found))
 
 
 def _relative(
