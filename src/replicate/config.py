@@ -28,6 +28,7 @@ CONFIG_NAMES = ("replicate.yaml", "replicate.yml")
 DEFAULT_REPOSITORY = ".replicate"
 DEFAULT_MAX_SNAPSHOT_SIZE = 100_000_000
 DEFAULT_MAX_PENDING = 8_000_000_000
+DEFAULT_CACHE_SIZE = 10_000_000_000
 
 #: Every variable that is read, and what it means. The documentation is generated from this.
 ENVIRONMENT: Mapping[str, str] = {
@@ -45,7 +46,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "`replicate sync`, and use no network until then",
     "REPLICATE_SPOOL": "Where runs wait that are to be saved to a bucket, instead of "
     "`~/.local/state/replicate/spool`",
-    "REPLICATE_CACHE": "Where listings are cached, instead of `~/.cache/replicate`",
+    "REPLICATE_CACHE": "Where listings, and files from buckets, are cached, instead of "
+    "`~/.cache/replicate`",
+    "REPLICATE_CACHE_SIZE": "How much of the files is kept there; overrides `cache_size`",
     "REPLICATE_CONSOLE": "`off`: keep nothing of what a run prints; `all`: see `console`",
     "REPLICATE_ALL_RANKS": "`1`: record every process of a distributed run, not only rank 0",
 }
@@ -88,6 +91,7 @@ class Config:
 
     `repository` is as it was written: a relative path is relative to `directory`, the project's.
     `source` says who wrote it: "argument", "REPLICATE_REPOSITORY", "default", or the file's path.
+    `cache_size` is what files from buckets may take below `cache`, in bytes.
     `max_snapshot_size` is in bytes, and so is `max_pending`: what may lie in the spool before
     `checkpoint()` waits. `keep` says which checkpoints keep their files, `console` how much is kept
     of what a run prints. `host`, `user` and
@@ -103,6 +107,7 @@ class Config:
     compression: Compression = "auto"
     max_snapshot_size: int = DEFAULT_MAX_SNAPSHOT_SIZE
     max_pending: int = DEFAULT_MAX_PENDING
+    cache_size: int = DEFAULT_CACHE_SIZE
     keep: Keep | None = None
     console: ConsoleExtent = "on"
     system_metrics: bool = True
@@ -162,11 +167,7 @@ def load(
         values["repository"], source = variable, "REPLICATE_REPOSITORY"
     if repository is not None:
         values["repository"], source = repository, "argument"
-    if variable := environ.get("REPLICATE_CONSOLE"):
-        try:
-            values["console"] = parse_console(variable)
-        except ValueError as error:
-            raise ConfigError(f"REPLICATE_CONSOLE must be {error}, not {variable!r}") from None
+    values |= _overriding(environ)
     return Config(
         directory=project,
         file=file,
@@ -194,6 +195,7 @@ class CloudSettings:
     itself says who asks), the default profile in `aws_files` holds.
     """
 
+    allow_http: bool = False
     s3_endpoint: str | None = None
     aws_profile: str | None = None
     aws_knows: bool = False
@@ -208,6 +210,7 @@ def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
         return next((value for name in names if (value := environ.get(name))), None)
 
     return CloudSettings(
+        allow_http=environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"),
         s3_endpoint=first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
         aws_profile=first("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
         aws_knows=first(*_AWS_IDENTITY) is not None,
@@ -219,6 +222,19 @@ def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
         gcs_emulator=first("STORAGE_EMULATOR_HOST"),
         azure_connection=first("AZURE_STORAGE_CONNECTION_STRING"),
     )
+
+
+def _overriding(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The settings for which a variable stands that has to be parsed."""
+    values: dict[str, Any] = {}
+    for name, parse in {"console": parse_console, "cache_size": parse_size}.items():
+        variable = f"REPLICATE_{name.upper()}"
+        if text := environ.get(variable):
+            try:
+                values[name] = parse(text)
+            except ValueError as error:
+                raise ConfigError(f"{variable} must be {error}, not {text!r}") from None
+    return values
 
 
 def rank(environ: Mapping[str, str] = os.environ) -> int:
@@ -382,6 +398,7 @@ _SETTINGS: Mapping[str, Callable[[object], Any]] = {
     "compression": _compression,
     "max_snapshot_size": parse_size,
     "max_pending": parse_size,
+    "cache_size": parse_size,
     "keep": parse_keep,
     "console": parse_console,
     "system_metrics": _truth,

@@ -119,6 +119,9 @@ class CloudBackend(Backend):
             return _stat(key, asked("read", self.url, key, lambda: obstore.head(store, key)))
         except KeyNotFoundError:
             return None
+        except RefusedError:
+            self.get(key, 0, 1)  # the answer to a HEAD has no body that could say why: this one has
+            raise
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         validate_prefix(prefix, after)

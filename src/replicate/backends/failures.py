@@ -71,11 +71,13 @@ _REFUSALS = {
     *(_NO_BUCKET, _CLOCK, _DENIED, _UNKNOWN_KEY, _EXPIRED, _ELSEWHERE, _NO_CREDENTIALS, _SSO),
     _CODES["InvalidBucketName"],
 }
-_STATUSES = {301: _ELSEWHERE, 401: _UNKNOWN_KEY, 403: _DENIED, 429: _BUSY}
+_STATUSES = {301: _ELSEWHERE, 401: _UNKNOWN_KEY, 403: _DENIED, 429: _BUSY, 503: _BUSY}
 
 
 #: The pauses before a question is asked again whose answer broke off (seconds).
 PAUSES = (0.1, 0.4, 1.6, 3.2)
+#: For how long it is asked again (seconds). Where nothing answers at all, obstore has done so.
+_ASK_FOR = 10.0
 
 T = TypeVar("T")
 
@@ -86,12 +88,14 @@ def asked(action: str, url: str, key: str, ask: Callable[[], T]) -> T:
     It has to be something that may be done twice: it is, when an answer breaks off in the middle,
     which obstore does not try again by itself.
     """
+    start = time.monotonic()
     with explained(action, url, key):
         for pause in PAUSES:
             try:
                 return ask()
             except BaseError as error:
-                if "kind: Interrupted" not in str(error):
+                late = time.monotonic() - start > _ASK_FOR
+                if late or "kind: Interrupted" not in str(error):
                     raise
             time.sleep(random.uniform(pause / 2, pause))
         return ask()
@@ -136,6 +140,8 @@ def _cause(text: str) -> tuple[str, str | None]:
     code, status = _code(text), _status(text)
     if "External AWS credential provider" in text:  # what boto3 raised, in there
         return _SSO if "SSO" in text else _RENEWAL
+    if "redirect without LOCATION" in text:
+        return _ELSEWHERE
     if any(host in text for host in _INSTANCE):
         return _NO_CREDENTIALS
     if known := _CODES.get(code) or _STATUSES.get(status):

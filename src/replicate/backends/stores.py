@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from obstore.store import AzureStore, GCSStore, S3Store
 
@@ -113,7 +114,7 @@ def _s3(bucket: str, root: str | None, settings: CloudSettings, client: Any, ret
     config: Any = {}
     if settings.s3_endpoint:
         config["endpoint"] = settings.s3_endpoint
-        client = client | {"allow_http": settings.s3_endpoint.startswith("http://")}
+        client = client | _allow_http(settings.s3_endpoint, settings)
     elif region is None:
         region = region_of(bucket)
     if region:
@@ -135,7 +136,7 @@ def _gcs(
     if host := settings.gcs_emulator:
         endpoint = host if "://" in host else f"http://{host}"
         config = {"base_url": endpoint.rstrip("/"), "bearer_token": "emulator"}
-        client = client | {"allow_http": endpoint.startswith("http://")}
+        client = client | _allow_http(endpoint, settings)
     return GCSStore(bucket, prefix=root, config=config, client_options=client, retry_config=retries)
 
 
@@ -144,10 +145,24 @@ def _azure(
 ) -> Store:
     config = _connection_string(settings.azure_connection or "")
     if endpoint := config.get("endpoint"):
-        client = client | {"allow_http": endpoint.startswith("http://")}
+        client = client | _allow_http(endpoint, settings)
     return AzureStore(
         bucket, prefix=root, config=config, client_options=client, retry_config=retries
     )
+
+
+def _allow_http(endpoint: str, settings: CloudSettings) -> Any:
+    """Whether data may go there in the clear: to this machine, or where it was allowed."""
+    parts = urlsplit(endpoint)
+    if parts.scheme == "http" and not settings.allow_http and not _LOOPBACK(parts.hostname or ""):
+        raise ConfigError(
+            f"the storage's endpoint has no encryption: http://{parts.hostname}",
+            hint="Use https://, or allow this one with AWS_ALLOW_HTTP=true.",
+        )
+    return {"allow_http": parts.scheme == "http"}
+
+
+_LOOPBACK = re.compile(r"localhost|.*\.localhost|127(\.[0-9]+){3}|::1").fullmatch
 
 
 def _connection_string(text: str) -> Any:
