@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -185,6 +186,57 @@ def test_the_experiment_that_was_begun_last_has_the_output(project: ProjectDirec
     assert "one" in project.cli("logs", first.id).stdout.split()
     kept = project.cli("logs", second.id).stdout.splitlines()
     assert [line for line in kept if "═" not in line] == ["two", "three"]
+
+
+TWO_RUNS = """
+    import os, replicate
+    print("before any")
+    for name in ("first", "second"):
+        with replicate.init(path=None, name=name):
+            print("in", name, flush=True)
+            if not os.isatty(1):
+                os.system("echo a child in " + name)
+        print("after", name, flush=True)
+        os.system("echo a child after " + name)
+"""
+
+
+def _into_file(script: str, project: ProjectDirectory) -> None:
+    with open(project.path / "out.txt", "wb") as out:
+        subprocess.run(
+            [sys.executable, script], cwd=project.path, stdout=out, stderr=out, check=True
+        )
+
+
+def _into_pipe(script: str, project: ProjectDirectory) -> None:
+    subprocess.run([sys.executable, script], cwd=project.path, capture_output=True, check=True)
+
+
+def _into_terminal(script: str, project: ProjectDirectory) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, script], cwd=project.path, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        with suppress(OSError):  # the terminal is gone with the last process that has it
+            while os.read(ours, 1 << 16):
+                pass
+    os.close(ours)
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("run", [_into_file, _into_pipe, _into_terminal])
+def test_what_is_printed_after_a_run_belongs_to_none_and_to_no_earlier_one(
+    project: ProjectDirectory, run: Callable[[str, ProjectDirectory], None]
+) -> None:
+    script = project.write("train.py", textwrap.dedent(TWO_RUNS))
+    run(script, project)
+    for record in project.records():
+        kept = project.cli("logs", record.id).stdout.splitlines()
+        printed = [line for line in kept if "═" not in line]
+        assert printed[0] == f"in {record.name}"
+        assert printed[1:] in ([], [f"a child in {record.name}"])
+        assert len(printed) == (1 if run is _into_terminal else 2)
 
 
 # ---------------------------------------------------------------- turned off

@@ -264,6 +264,8 @@ class Console:
             printed.release()
         self._prints = []
         self._flush()
+        for tail in self._tails:
+            _end_output(tail["fd"])
         if self._tee is not None:
             self._lead_back()
 
@@ -335,6 +337,22 @@ def _can_reopen(descriptor: int) -> bool:
 def _reopened(descriptor: int) -> dict[str, int]:
     """A descriptor that reads the file which another writes, and where it stands now."""
     return {"fd": _open_again(descriptor), "offset": os.fstat(descriptor).st_size}
+
+
+# How far a file is this run's is told by the position of the descriptor that reads it, which the
+# helper process shares, and which nobody reads at: what is printed next cannot be faster than it.
+
+
+def _end_output(descriptor: int) -> None:
+    """What is added to the file from here on is not this run's."""
+    if end_of_output(descriptor) is None:
+        os.lseek(descriptor, os.fstat(descriptor).st_size + 1, os.SEEK_SET)
+
+
+def end_of_output(descriptor: int) -> int | None:
+    """How many bytes of the file are the run's; None while it prints on."""
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    return position - 1 if position else None
 
 
 def _open_again(descriptor: int) -> int:

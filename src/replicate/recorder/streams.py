@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from replicate.model import Value
-from replicate.recorder.console import KINDS
+from replicate.recorder.console import KINDS, end_of_output
 from replicate.recorder.points import POINTS
 from replicate.recorder.segments import Segment, Segments
 from replicate.records import encode_value, new_id
@@ -246,6 +246,9 @@ class _Tail:
         if size < self.offset:
             self.offset, self.source = 0, f"file-{os.urandom(4).hex()}"
         data = os.pread(self._fd, _READ, self.offset)
+        end = end_of_output(self._fd)  # asked after it was read, so that nothing later slips in
+        if end is not None:
+            data = data[: max(0, end - self.offset)]
         whole = data if final and len(data) < _READ else data[: data.rfind(b"\n") + 1] or data
         if not whole:
             return None
