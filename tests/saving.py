@@ -97,8 +97,9 @@ def garbage(repository: Repository, files: Files) -> None:
 def contents(repository: Repository, checkpoint: CheckpointRecord) -> dict[str, bytes]:
     """All files of a checkpoint. Raises DamagedError when any byte of them is not there."""
     assert checkpoint.tree is not None
-    files = repository.tree(checkpoint.tree).files
-    return {path: reader(repository.backend, entry)() for path, entry in files.items()}
+    files = repository.tree(checkpoint.tree, checkpoint.packs).files
+    backend = repository.objects(checkpoint.packs)
+    return {path: reader(backend, entry)() for path, entry in files.items()}
 
 
 def broken(repository: Repository) -> dict[str, str]:

@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import combinations_with_replacement
 from multiprocessing import get_context
@@ -95,6 +95,10 @@ class GatedLocal(LocalBackend):
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         self.gates.open({"blobs/": LISTING, "experiments/": MARKING}.get(prefix, -1))
         return super().list(prefix, after)
+
+    def outline(self, prefix: str, aside: Container[str]) -> Iterator[Stat]:
+        self.gates.open({"experiments/": MARKING}.get(prefix, -1))
+        return super().outline(prefix, aside)
 
     def delete(self, keys: Iterable[str], unless_modified_since: float | None = None) -> set[str]:
         self.gates.open(REMOVING)

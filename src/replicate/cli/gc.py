@@ -23,8 +23,9 @@ def gc(output: Output, project: Project, dry_run: bool, as_json: bool) -> None:
     """Remove what no experiment needs any more.
 
     `replicate rm` does this for what it deletes; this finds the rest, such as what a crash has left
-    behind. It is safe while others are training: what is younger than an hour then stays. After 30
-    days a checkout can no longer be undone, and what was kept for that goes too.
+    behind. It is safe while others are training: what is younger than an hour then stays, and in a
+    bucket always what is younger than a day. After 30 days a checkout can no longer be undone, and
+    what was kept for that goes too.
 
     \b
     Examples:
@@ -49,6 +50,6 @@ def collected_lines(done: Collected, *, dry_run: bool) -> Iterator[str]:
     if done.later_objects:
         yield (
             f"Kept {text.count(done.later_objects, 'object')} ({text.size(done.later_bytes)}) that "
-            f"nothing refers to yet: somebody may be saving, and {round(done.grace / 60)} minutes "
-            "have not passed"
+            f"nothing refers to yet: somebody may be saving, and {text.wait(done.grace)} have "
+            "not passed"
         )

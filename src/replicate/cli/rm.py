@@ -27,7 +27,7 @@ def rm(output: Output, project: Project, ids: tuple[str, ...], force: bool, dry_
 
     There is no way back. Deleting an experiment deletes its checkpoints. What other experiments
     need of its files stays, and the rest is removed from the disk: at once, or by `replicate gc` an
-    hour later if a run is being recorded meanwhile.
+    hour later if a run is being recorded meanwhile. In a bucket what is younger than a day waits.
 
     \b
     Examples:
@@ -82,13 +82,10 @@ def removed_lines(plan: RemovalPlan, done: Removed) -> Iterator[str]:
     what = " and ".join(text.count(number, noun) for number, noun in counts if number)
     yield f"Deleted {what}; {text.size(done.bytes)} freed"
     if done.later_bytes:
+        when = f"{text.wait(done.later_seconds)} from now"
         yield (
-            f"{text.size(done.later_bytes)} more can be freed {_wait(done.later_seconds)} from now "
-            "with `replicate gc`: somebody may be saving the same files"
+            f"{text.size(done.later_bytes)} more can be freed {when} with `replicate gc`: somebody "
+            "may be saving the same files"
         )
     if any(experiment.status is Status.RUNNING for experiment in plan.experiments):
         yield "What the run goes on to save is freed by `replicate gc` after it has ended"
-
-
-def _wait(seconds: float) -> str:
-    return f"{round(seconds / 60)} minutes"

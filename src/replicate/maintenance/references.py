@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from replicate.backends.base import Stat
-from replicate.backends.files import several
-from replicate.backends.local import LocalBackend
+from replicate.backends.base import Backend, Stat
+from replicate.backends.files import SYNC_THREADS, several
 from replicate.blobs import blob_key, tree_key
 from replicate.errors import DamagedError, KeyNotFoundError, UnsafeTreeError
 from replicate.model import ExperimentRecord, TreeRef
 from replicate.packs import is_pack, object_name, pack_key
 from replicate.records import decode_packs, unseal
-from replicate.repository import Repository
+from replicate.repository import Listed, Repository
 from replicate.tree import Tree
 
 T = TypeVar("T")
@@ -27,9 +26,12 @@ R = TypeVar("R")
 
 #: Objects of one directory of the layout, such as `blobs/ab/`, share this many characters.
 _SHARD = len("blobs/ab/")
-_SHARDS = ("blobs/", "packs/", "trees/")
-#: How much is worked on at a time: bounds memory and keeps several threads busy.
-_WINDOW = 32
+_PLACES = ("blobs/", "packs/", "trees/")
+#: What a bucket answers to one request for a listing.
+_PAGE = 1000
+#: How many threads wait for answers of a bucket, and how much is worked on at a time for each
+#: thread: bounds memory and keeps them busy.
+_WAITING, _WINDOW = 16, 4
 
 #: Why a tree cannot be read.
 Unreadable = DamagedError | UnsafeTreeError
@@ -78,11 +80,18 @@ class Backup:
 
 def records(repository: Repository) -> Iterator[ExperimentRecord]:
     """Every experiment, deleted ones too, one at a time, so that memory never holds them all."""
-    for id in repository.ids():
+
+    def read(listed: Listed) -> ExperimentRecord | None:
+        record = repository.read(listed).record
+        if not record.damage:
+            return record
         try:
-            yield repository.experiment(id)
-        except KeyNotFoundError:  # removed by hand since it was listed
-            continue
+            return repository.experiment(listed.id)
+        except KeyNotFoundError:  # removed since it was listed
+            return None
+
+    found = each(repository, read, repository.listing().values())
+    return (record for record in found if record is not None)
 
 
 def references(record: ExperimentRecord) -> Iterator[Reference]:
@@ -160,12 +169,44 @@ def stored(
 
     One that is stored in two encodings comes twice. A file that is no object is passed over.
     """
-    shards = _SHARDS if among is None else sorted({name[:_SHARD] for name in among})
-    for shard in shards:
-        for stat in repository.backend.list(shard):
-            name = object_of(stat.key)
-            if name is not None and (among is None or name in among):
-                yield name, stat
+    backend = repository.backend
+    for stat in _everything(backend) if among is None else _shards_of(repository, among):
+        name = object_of(stat.key)
+        if name is not None and (among is None or name in among):
+            yield name, stat
+
+
+def _everything(backend: Backend) -> Iterator[Stat]:
+    """What lies where objects do. Of a bucket, what does not fit into one answer is asked for in
+    parts."""
+    for place in _PLACES:
+        stats = backend.list(place)
+        if not backend.remote:
+            yield from stats
+            continue
+        last = ""
+        for stat in islice(stats, _PAGE):
+            last = stat.key
+            yield stat
+        if next(stats, None) is not None:
+            shards = [f"{place}{number:02x}/" for number in range(256)]
+            rest = [shard for shard in shards if shard >= last[:_SHARD]]
+            yield from _listed(backend, rest, last)
+
+
+def _shards_of(repository: Repository, names: Collection[str]) -> Iterator[Stat]:
+    """What lies beside these objects."""
+    return _listed(repository.backend, sorted({name[:_SHARD] for name in names}))
+
+
+def _listed(backend: Backend, shards: Iterable[str], after: str = "") -> Iterator[Stat]:
+    """What is in these directories, and comes after `after`, in the order of the keys."""
+
+    def found(shard: str) -> Iterable[Stat]:
+        return list(backend.list(shard, after=after if after.startswith(shard) else ""))
+
+    lists = in_parallel(found, shards, _WAITING) if backend.remote else map(found, shards)
+    return (stat for stats in lists for stat in stats)
 
 
 def object_of(key: str) -> str | None:
@@ -179,12 +220,13 @@ def each(repository: Repository, work: Callable[[T], R], items: Iterable[T]) -> 
     Threads help where that means waiting. Small files on a disk they read five times slower: 400
     against 80 microseconds for a tree, because its JSON is decoded under the interpreter's lock.
     """
-    is_local = isinstance(repository.backend, LocalBackend)
-    return map(work, items) if is_local else in_parallel(work, items)
+    return in_parallel(work, items, _WAITING) if repository.backend.remote else map(work, items)
 
 
-def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def in_parallel(
+    work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS
+) -> Iterator[R]:
     """`work` of each item, in their order, by a few threads, taking a few items at a time."""
     rest = iter(items)
-    while window := list(islice(rest, _WINDOW)):
-        yield from several(work, window)
+    while window := list(islice(rest, threads * _WINDOW)):
+        yield from several(work, window, threads)

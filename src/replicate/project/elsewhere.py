@@ -9,8 +9,8 @@ from replicate.config import DEFAULT_REPOSITORY
 
 
 def location_of(named: str | os.PathLike[str]) -> str:
-    """Where the repository is that a URL, a path from the working directory, or a directory that has
-    one in `.replicate` names."""
+    """Where the repository is that is named by a URL, by a path from the working directory, or by a
+    directory that has one in `.replicate`."""
     location = os.fspath(named)
     if "://" in location:
         return location
