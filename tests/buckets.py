@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from threading import RLock
 
-from replicate.backends.base import Content, Stat
+from replicate.backends.base import Content, Stat, validate_prefix
 from replicate.backends.memory import MemoryBackend
 
 #: So many keys come with one request of a listing.
@@ -46,15 +46,16 @@ class Bucket(MemoryBackend):
         self._count("PUT")
         super().put(key, content)
 
-    def put_if_absent(self, items: Mapping[str, Content]) -> set[str]:
+    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
         self._count("PUT", items)
-        return super().put_if_absent(items)
+        return super().put_if_absent(items, fresh=fresh)
 
     def stat(self, key: str) -> Stat | None:
         self._count("HEAD")
         return super().stat(key)
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
+        validate_prefix(prefix, after)
         found = [*self._listed(prefix, after)]
         self._count("LIST", ("" for _ in range(max(1, -(-len(found) // PAGE)))))
         return iter(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from buckets import Bucket
+from replicate.backends.base import Content
 from replicate.changes import HOLDS, STALE, Announcements, marked, marker
 from replicate.errors import RepositoryError, StorageError
 from replicate.index import Index, Match
@@ -285,8 +286,8 @@ def test_the_answer_to_a_put_that_got_lost_is_not_taken_for_a_rival(
     bucket.time += 2 * HOUR
     put_if_absent = bucket.put_if_absent
 
-    def lost(items: dict[str, bytes]) -> set[str]:
-        created = put_if_absent(items)
+    def lost(items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
+        created = put_if_absent(items, fresh=fresh)
         return set() if any(key.startswith(MANIFESTS) for key in items) else created
 
     monkeypatch.setattr(bucket, "put_if_absent", lost)
@@ -296,11 +297,11 @@ def test_the_answer_to_a_put_that_got_lost_is_not_taken_for_a_rival(
 
 def test_who_is_always_beaten_says_so(bucket: Bucket, repository: Repository) -> None:
     class Beaten(Bucket):
-        def put_if_absent(self, items: dict[str, bytes]) -> set[str]:  # type: ignore[override]
+        def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
             for key in items:
                 if key.startswith(MANIFESTS):
                     self.put(key, b"another")
-            return super().put_if_absent(items)
+            return super().put_if_absent(items, fresh=fresh)
 
     beaten = Beaten()
     over(opened(beaten), 0.5)
@@ -392,10 +393,10 @@ def test_a_mark_is_made_before_the_first_write_and_again_after_half_an_hour(
 
 def test_nothing_is_written_that_is_not_marked(bucket: Bucket, repository: Repository) -> None:
     class NoMarks(Bucket):
-        def put_if_absent(self, items: dict[str, bytes]) -> set[str]:  # type: ignore[override]
+        def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
             if any(key.startswith("changes/") for key in items):
                 raise StorageError("the network is down")
-            return super().put_if_absent(items)
+            return super().put_if_absent(items, fresh=fresh)
 
     journal = opened(bucket := NoMarks()).journal(new_id(), new_id()[:16])
     for _ in range(2):

@@ -200,6 +200,7 @@ def samples(project: ProjectDirectory) -> Iterator[tuple[str, Any]]:
     yield "diff", run("diff", second.checkpoints[0].id, third.id)
     yield "du", run("du")
     yield "gc", run("gc", "--dry-run")
+    yield "compact", run("compact")
     yield "plot METRIC", run("plot", "loss")
     yield "plot METRIC --scatter PARAM", run("plot", "loss", "--scatter", "lr")
     yield "plot METRIC --parallel", run("plot", "loss", "--parallel")

@@ -18,7 +18,8 @@ from blake3 import blake3
 
 from replicate import compression
 from replicate.backends.base import Backend, Content
-from replicate.backends.files import open_no_link, write_at
+from replicate.backends.cached import forget
+from replicate.backends.files import open_no_link, several, write_at
 from replicate.backends.local import LocalBackend
 from replicate.background import Background
 from replicate.chunking import MAX_CHUNK
@@ -33,6 +34,8 @@ FRESH = 1800.0
 #: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue. While
 #: it is written, as much again is added.
 FLUSH_AT = 64 << 20
+#: How many blobs are compressed at once, each by a thread.
+_ENCODERS = min(4, os.cpu_count() or 1)
 #: What goes into packs, where there are any (bytes as stored): decision 8 has the measurements. A
 #: tree is read by all who follow references, and none has it in common with another tree.
 _SMALL_BLOB, _SMALL_TREE = 64 << 10, 256 << 10
@@ -155,6 +158,8 @@ class Batch:
     def _store(self, items: _Items) -> None:
         if not items:
             return
+        if self._compress:
+            items = dict(several(_encoded, items.items(), _ENCODERS))
         contents = {key: content for key, (content, _) in items.items()}
         packs = {} if self._recent is None else _packed(contents)
         sent = time.time()
@@ -187,11 +192,9 @@ class Batch:
     def _add(self, hash: str, content: Content, owner: Hashable) -> None:
         if self._is_recent(blob_key(hash)):
             return
-        if not self._compress:
+        asked = self._compress and self._recent is None  # else to ask costs more than to send
+        if not (asked and self._is_fresh(hash)):
             self._queue(blob_key(hash), content, owner)
-        elif self._recent is not None or not self._is_fresh(hash):  # to ask costs more than to send
-            suffix, payload = compression.encode(content)
-            self._queue(blob_key(hash, suffix), payload, owner)
 
     def _is_fresh(self, hash: str) -> bool:
         """Whether the blob is stored, in any encoding, and so young that no collector will take it
@@ -208,6 +211,15 @@ class Batch:
             self._size += len(content)
             if self._size >= FLUSH_AT:
                 self._write_behind()
+
+
+def _encoded(item: tuple[str, tuple[Content, Hashable]]) -> tuple[str, tuple[Content, Hashable]]:
+    """An item as it is to be stored."""
+    key, (content, owner) = item
+    if not key.startswith("blobs/"):
+        return item
+    suffix, payload = compression.encode(content)
+    return key + suffix, (payload, owner)
 
 
 def _packed(contents: dict[str, Content]) -> dict[str, list[str]]:
@@ -239,10 +251,15 @@ def read_stored(backend: Backend, hash: str, size: int) -> tuple[str, bytes, byt
     """As `read_blob`, with the encoding in which the blob is stored: its suffix, the bytes as they
     are stored, and the raw ones."""
     suffix, payload = _find(backend, hash)
-    with _named(backend, hash, suffix):
-        data = compression.decode(suffix, payload, size) if suffix else payload
-        if len(data) != size or hash_of(data) != hash:
-            raise DamagedError(_OTHER_BYTES)
+    try:
+        with _named(backend, hash, suffix):
+            data = compression.decode(suffix, payload, size) if suffix else payload
+            if len(data) != size or hash_of(data) != hash:
+                raise DamagedError(_OTHER_BYTES)
+    except DamagedError:
+        if forget(backend, blob_key(hash, suffix)):  # it may be better there than it was here
+            return read_stored(backend, hash, size)
+        raise
     return suffix, payload, data
 
 
@@ -275,14 +292,19 @@ def copy_blob(backend: Backend, hash: str, size: int, descriptor: int, offset: i
         if _copy_in_place(path, hash, size, descriptor, offset):
             return
     suffix, payload = _find(backend, hash)
-    with _named(backend, hash, suffix):
-        found = blake3()
-        for piece in compression.pieces(suffix, payload, size):
-            found.update(piece)
-            write_at(descriptor, piece, offset)
-            offset += len(piece)
-        if found.hexdigest() != hash:
-            raise DamagedError(_OTHER_BYTES)
+    try:
+        with _named(backend, hash, suffix):
+            found, at = blake3(), offset
+            for piece in compression.pieces(suffix, payload, size):
+                found.update(piece)
+                write_at(descriptor, piece, at)
+                at += len(piece)
+            if found.hexdigest() != hash:
+                raise DamagedError(_OTHER_BYTES)
+    except DamagedError:
+        if not forget(backend, blob_key(hash, suffix)):  # or it may be better there than here
+            raise
+        copy_blob(backend, hash, size, descriptor, offset)
 
 
 class _Buffer(threading.local):

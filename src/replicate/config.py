@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -202,7 +202,7 @@ class CloudSettings:
     aws_files: tuple[Path, ...] = ()
     aws_region: str | None = None
     gcs_emulator: str | None = None
-    azure_connection: str | None = None
+    azure_connection: str | None = field(default=None, repr=False)
 
 
 def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
@@ -361,10 +361,13 @@ def parse_keep(value: object) -> Keep:
     expected = "a mapping such as {best: 3, last: 2, every: 10}"
     if isinstance(value, Keep):
         return value
-    if not isinstance(value, Mapping) or not value or value.keys() - {"best", "last", "every"}:
+    if not isinstance(value, Mapping) or not value:
         raise ValueError(expected)
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in value.values()):
-        raise ValueError(f"{expected}, of whole numbers from 1")
+    for key, number in value.items():
+        if key not in ("best", "last", "every"):
+            raise ValueError(f"{expected} (`{key}` is none of its keys)")
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{expected}, of whole numbers from 1 (`{key}` is something else)")
     return Keep(**value)
 
 

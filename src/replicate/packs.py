@@ -242,7 +242,7 @@ class PackedView(Backend):
     def __init__(self, backend: Backend, packs: Packs, hashes: Sequence[str]) -> None:
         self.url = backend.url
         self.remote = backend.remote
-        self._backend = backend
+        self.wrapped = self._backend = backend
         self._packs = packs
         self._hashes = tuple(hashes)
         #: What is wrong with a pack: it is not asked for again for each of its objects.

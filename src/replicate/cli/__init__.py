@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, str] = {
     "rm": "Delete experiments and checkpoints.",
     "du": "Show how many bytes the experiments take.",
     "gc": "Remove what no experiment needs any more.",
+    "compact": "Make listing a bucket fast for everybody.",
     "verify": "Check that everything that was saved can be had back.",
     "push": "Copy experiments into another repository.",
     "pull": "Copy experiments from another repository into the project's.",

@@ -4,6 +4,7 @@ kinds of words that a shell can complete from what is stored there."""
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from replicate.cli import text
+from replicate.cli.progress import counter
 from replicate.model import SHORT_ID, CheckpointRecord, ExperimentRecord, short
 from replicate.project import Project
 from replicate.query import (
@@ -26,6 +28,8 @@ from replicate.query import (
 
 #: So many ids are offered before their first digit is typed: more than a person looks through.
 _MAX_IDS = 100
+#: What is read for longer than this is counted on the terminal.
+_PATIENCE_SECONDS = 1.0
 #: So many ids are told apart by more than their digits.
 _MAX_TOLD = 20
 
@@ -45,8 +49,9 @@ def location(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_project(
         *args: Any, repository: str | None, directory: str | None, **options: Any
     ) -> Any:
-        project = Project(repository=repository, directory=directory)
-        return command(*args, project=project, **options)
+        with counter(sys.stderr, "reading", _PATIENCE_SECONDS) as progress:
+            project = Project(repository=repository, directory=directory, progress=progress)
+            return command(*args, project=project, **options)
 
     return with_project
 

@@ -15,26 +15,39 @@ _CLEAR = "\r\x1b[K"
 
 
 @contextmanager
-def counter(stream: TextIO, doing: str = "checking") -> Iterator[Progress]:
-    """A function that shows how far something is; what it has shown is gone when the block ends.
+def counter(stream: TextIO, doing: str = "checking", patience: float = 0.0) -> Iterator[Progress]:
+    """A function that shows how far something is; what it has shown is gone when that is done, or
+    the block ends.
 
-    `doing` is what is done to it. Where the stream is no terminal nothing is shown.
+    `doing` is what is done to it. Nothing is shown where the stream is no terminal, nor for the
+    first seconds, as many as `patience` has.
     """
     shown: list[float] = []
+    begun: list[float] = []
 
     def show(what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        if not shown and total is not None and done >= total:
-            return  # done at once: there is nothing to wait for
+        if total is not None and done >= total:
+            clear()
+            return
+        if not begun:
+            begun.append(now)
+        if now - begun[0] < patience:
+            return
         if stream.isatty() and (not shown or now - shown[-1] >= _INTERVAL):
             shown[:] = [now]
             of = "" if total is None else f" of {total:,}"
             stream.write(f"{_CLEAR}{doing} {what}: {done:,}{of}")
             stream.flush()
 
-    try:
-        yield show
-    finally:
+    def clear() -> None:
         if shown:
             stream.write(_CLEAR)
             stream.flush()
+        shown.clear()
+        begun.clear()
+
+    try:
+        yield show
+    finally:
+        clear()

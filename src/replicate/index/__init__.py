@@ -2,6 +2,6 @@
 tells, and what has to be read."""
 
 from replicate.index.entries import RACY_SECONDS
-from replicate.index.listing import Index, Match, Progress
+from replicate.index.listing import Index, Match, Progress, unseen
 
-__all__ = ["RACY_SECONDS", "Index", "Match", "Progress"]
+__all__ = ["RACY_SECONDS", "Index", "Match", "Progress", "unseen"]

@@ -48,7 +48,7 @@ _Rows = Mapping[str, tuple[bytes | None, ...]]
 _Clock = Callable[[], float]
 
 
-def _unseen(what: str, done: int, total: int) -> None:
+def unseen(what: str, done: int, total: int) -> None:
     """Where nobody looks."""
 
 
@@ -64,7 +64,7 @@ class Index:
     """The experiments of a repository, with what is kept of them below `directory`, if any."""
 
     def __init__(
-        self, repository: Repository, directory: Path | None, progress: Progress = _unseen
+        self, repository: Repository, directory: Path | None, progress: Progress = unseen
     ) -> None:
         self._repository = repository
         self._progress = progress

@@ -16,7 +16,15 @@ from replicate.diff import Comparison, FileSide, Side, compare
 from replicate.errors import AmbiguousIdError, NotFoundError, StorageError, UsageError
 from replicate.index import Index, Match, unseen
 from replicate.index import Progress as Counted
-from replicate.model import CheckpointRecord, ExperimentRecord, Origin, Point, TreeRef, short
+from replicate.model import (
+    CheckpointRecord,
+    ExperimentRecord,
+    Origin,
+    Point,
+    TreeRef,
+    ranking,
+    short,
+)
 from replicate.project import checkouts, lineage, resuming
 from replicate.project import pending as waiting
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
@@ -64,6 +72,8 @@ class Picked:
     experiment: ExperimentRecord
     checkpoint: CheckpointRecord | None
     how: Literal["named", "best", "latest", "none"]
+    #: Whether one that ranks before it was passed over, because its files were let go.
+    passed_over: bool = False
 
 
 def _unheard(message: str) -> None:
@@ -303,12 +313,18 @@ class Project:
             return record
         return record, next(c for c in record.checkpoints if c.id == match.checkpoint)
 
-    def pick(self, prefix: str) -> Picked:
-        """The checkpoint that `prefix` names; for an experiment its best, else its latest."""
+    def pick(self, prefix: str, *, with_files: bool = False) -> Picked:
+        """The checkpoint that `prefix` names; for an experiment its best, else its latest. With
+        `with_files` the best of those whose files were not let go, where there is one."""
         found = self.resolve(prefix)
         if not isinstance(found, ExperimentRecord):
             return Picked(found[0].at(found[1]), found[1], "named")
-        if best := found.best():
+        best = found.best()
+        if with_files and best is not None and best.dropped:
+            left = ranking([c for c in found.checkpoints if not c.dropped])
+            if left:  # else the error says which checkpoints have files
+                return Picked(found.at(left[0]), left[0], "best", passed_over=True)
+        if best is not None:
             return Picked(found.at(best), best, "best")
         latest = found.latest()
         return Picked(found.at(latest), latest, "latest" if latest else "none")
@@ -453,9 +469,10 @@ class Project:
     def checkout(
         self, plan: CheckoutPlan, progress: Callable[[int, int], None] | None = None
     ) -> CheckedOut:
-        """Carry out a plan. What it overwrites is kept in the repository before. `progress` is
-        called now and again with the bytes that are done and those there are in all."""
-        with maintenance.announced(self.repository):
+        """Carry out a plan. What it overwrites is kept in the repository before, or on this machine
+        where that is remote. `progress` is called now and again with the bytes that are done and
+        those there are in all."""
+        with maintenance.announced(self.repository.backups):
             return checkouts.perform(self.repository, plan, progress)
 
     def undo_checkout(
@@ -463,8 +480,9 @@ class Project:
     ) -> CheckedOut:
         """Put back what the last checkout into a directory, or the one with the backup `id`, has
         overwritten, and remove what it added. That can be undone in the same way."""
-        with maintenance.announced(self.repository):
-            return checkouts.undo(self.repository, self._target(directory), id)
+        backups = self.repository.backups
+        with maintenance.announced(backups):
+            return checkouts.undo(backups, self._target(directory), id)
 
     def _target(self, directory: str | os.PathLike[str] | None) -> Path:
         return self.directory if directory is None else Path(os.path.abspath(directory))
@@ -483,8 +501,13 @@ class Project:
         return maintenance.remove(self.repository, plan)
 
     def gc(self, *, dry_run: bool = False) -> Collected:
-        """Remove what nothing refers to; see `maintenance.collect`."""
-        return maintenance.collect(self._existing(), dry_run=dry_run)
+        """Remove what nothing refers to; see `maintenance.collect`. What checkouts of a remote
+        repository have kept on this machine is part of it."""
+        there, backups = self._existing(), self.repository.backups
+        done = maintenance.collect(there, dry_run=dry_run)
+        if backups is not there and backups.exists():
+            done = done.with_backups(maintenance.collect(backups, dry_run=dry_run))
+        return done
 
     def compact(self, *, dry_run: bool = False, progress: Progress | None = None) -> Compacted:
         """Bring the listing that all share up to date; see `maintenance.compact`."""

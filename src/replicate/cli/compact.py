@@ -1,0 +1,58 @@
+"""`replicate compact`: one listing of a bucket's old experiments, for all who list it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import click
+
+from replicate.cli import text
+from replicate.cli.options import location
+from replicate.cli.output import Output
+from replicate.cli.progress import counter
+from replicate.maintenance import Compacted
+from replicate.project import Project
+
+
+@click.command()
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@location
+@click.pass_obj
+def compact(output: Output, project: Project, dry_run: bool, as_json: bool) -> None:
+    """Make listing a bucket fast for everybody.
+
+    Writes what a listing shows of all experiments that are over into a few objects that everybody
+    reads, so that the first `replicate ls` on a machine takes a handful of requests, and not some
+    for each experiment. Run it now and then, such as once a day: whatever has changed since is
+    listed as it is all the same. It is safe while others train, list or compact. A repository on
+    a disk needs none of it.
+
+    \b
+    Examples:
+      replicate compact
+      replicate compact --dry-run
+    """
+    with counter(sys.stderr, "compacting") as progress:
+        done = project.compact(dry_run=dry_run, progress=progress)
+    if as_json:
+        output.json({"dry_run": dry_run, **asdict(done)})
+    else:
+        output.data(compacted_lines(done, dry_run=dry_run))
+
+
+def compacted_lines(done: Compacted, *, dry_run: bool) -> Iterator[str]:
+    """What was done or would be, and what stays as it is."""
+    if not done.needed:
+        yield "Nothing to do: a repository on a disk is listed fast as it is"
+        return
+    would = "Would take" if dry_run else "Took"
+    added = text.count(done.added, "experiment")
+    yield f"{would} {added} into the shared listing: {done.experiments:,} are in it"
+    if done.left:
+        yield f"{text.count(done.left, 'experiment')} left it, having been removed"
+    if done.waiting:
+        waiting = "1 is" if done.waiting == 1 else f"{done.waiting:,} are"
+        yield f"{waiting} listed from the experiment: running, just ended, or damaged"
