@@ -250,6 +250,20 @@ def test_who_checks_out_dropped_files_is_told_what_became_of_them(
     assert os.listdir(out) == ["train.py"]
 
 
+def test_checking_out_an_experiment_takes_the_best_checkpoint_that_has_files_and_says_so(
+    project: ProjectDirectory, tmp_path: Path
+) -> None:
+    project.run(SCRIPT.replace("path=None", "path=None, keep={'last': 2}"))
+    record = project.record()
+    best, kept = record.best(), record.checkpoints[3]
+    assert best is not None and best.dropped
+    done = project.cli("checkout", record.id, "-o", str(tmp_path / "out"))
+    assert f"using {kept.id[:7]} (step 3), the best checkpoint that has files" in done.stderr
+    assert (tmp_path / "out" / "state").read_bytes() == b"state 3"
+    compared = project.cli("diff", record.id, record.checkpoints[0].id)
+    assert f"using its best checkpoint {best.id[:7]}" in compared.stderr
+
+
 def test_a_script_that_opens_dropped_files_is_told_what_became_of_them(
     project: ProjectDirectory, tmp_path: Path
 ) -> None:
@@ -307,6 +321,19 @@ def test_a_wrong_keep_in_the_file_is_an_error_that_names_it(
     with pytest.raises(ConfigError, match="`keep` must be a mapping such as"):
         replicate.init()
     assert not project.repository.exists()
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("{best: 1, lats: 2}", "`lats` is none of its keys"),
+        ("{best: 1, last: 0}", "`last` is something else"),
+    ],
+)
+def test_the_wrong_key_of_keep_is_named(project: ProjectDirectory, keep: str, message: str) -> None:
+    project.write("replicate.yaml", f"keep: {keep}\n")
+    with pytest.raises(ConfigError, match=message):
+        replicate.init()
 
 
 @pytest.mark.parametrize("keep", [3, {}, {"bst": 1}, {"best": 0}, {"last": 1.5}, {"every": True}])

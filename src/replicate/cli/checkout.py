@@ -41,9 +41,10 @@ def checkout(
 ) -> None:
     """Copy the code and files of a checkpoint into a directory.
 
-    For an experiment, its best checkpoint is taken, or the latest one if none is best. Files that
-    are overwritten are kept in the repository first, and --undo puts them back: those of the last
-    checkout, or of the one whose id is given.
+    For an experiment, its best checkpoint is taken, or the latest one if none is best. Where the
+    files of the best were let go, as `keep` says, it is the best of those that have files. Files
+    that are overwritten are kept in the repository first, and --undo puts them back: those of the
+    last checkout, or of the one whose id is given.
 
     \b
     Examples:
@@ -62,9 +63,11 @@ def checkout(
         return
     if id is None:
         raise UsageError("which checkpoint?", hint="`replicate ls` and `replicate show` name them")
-    picked = project.pick(id)
+    picked = project.pick(id, with_files=True)
     plan = project.plan_checkout(picked, directory=target, paths=paths, with_config=with_config)
-    note = text.picked_note(picked.experiment.id, picked.checkpoint, picked.how)
+    note = text.picked_note(
+        picked.experiment.id, picked.checkpoint, picked.how, passed_over=picked.passed_over
+    )
     if note:
         output.note(note)
     if plan.not_empty and not force:

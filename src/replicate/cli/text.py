@@ -65,13 +65,26 @@ def checkpoint_name(checkpoint: CheckpointRecord) -> str:
     return named if checkpoint.step is None else f"{named} (step {step(checkpoint.step)})"
 
 
-def picked_note(experiment_id: str, checkpoint: CheckpointRecord | None, how: str) -> str | None:
-    """Which checkpoint stands for the experiment that was named; None when it was named itself."""
+def picked_note(
+    experiment_id: str,
+    checkpoint: CheckpointRecord | None,
+    how: str,
+    *,
+    passed_over: bool = False,
+) -> str | None:
+    """Which checkpoint stands for the experiment that was named; None when it was named itself.
+    `passed_over` says that a better one has no files any more."""
     if how == "named":
         return None
     if checkpoint is None:
         return f"{short(experiment_id)}: it has no checkpoints, only its code and params"
-    return f"{short(experiment_id)}: using its {how} checkpoint {checkpoint_name(checkpoint)}"
+    named = checkpoint_name(checkpoint)
+    if passed_over:
+        return (
+            f"{short(experiment_id)}: using {named}, the {how} checkpoint that has files: those of "
+            "a better one were let go, as `keep` says"
+        )
+    return f"{short(experiment_id)}: using its {how} checkpoint {named}"
 
 
 def heading(name: str) -> str:
