@@ -292,3 +292,92 @@ def test_a_file_that_is_full_is_followed_by_one_that_names_its_first_line(tmp_pa
     assert lines == [b"[%d]" % i for i in range(200_000)]
     starts = [int(file.stem.rpartition("-")[2]) for file in files]
     assert all(lines[start] == b"[%d]" % start for start in starts)
+
+
+# ---------------------------------------------------------------- what lists see of it
+
+
+def logged(project: ProjectDirectory) -> dict[str, object]:
+    """The last values that a list has of the only experiment, without reading its points."""
+    return dict(project.record().logged)
+
+
+def test_lists_filters_and_frames_see_what_was_only_logged(project: ProjectDirectory) -> None:
+    for loss in (0.5, 0.25):
+        with replicate.init(path=None, name=f"to {loss}") as experiment:
+            experiment.log({"train/loss": 9.0, "nan": math.nan})
+            experiment.log({"train/loss": loss})
+    (found,) = replicate.experiments.list(filter="train/loss < 0.3")
+    assert found.name == "to 0.25"
+    shown = project.cli("ls", "--sort", "train/loss", "--columns", "name,train/loss,nan").stdout
+    assert [line.split()[1:] for line in shown.splitlines()[1:]] == [
+        ["to", "0.25", "0.25", "nan"],
+        ["to", "0.5", "0.5", "nan"],
+    ]
+    frame = replicate.experiments.list().to_dataframe()
+    assert sorted(frame["metrics.train/loss"]) == [0.25, 0.5]
+
+
+def test_each_of_many_metrics_is_seen_however_long_ago_it_was_logged(
+    project: ProjectDirectory,
+) -> None:
+    with replicate.init(path=None) as experiment:
+        experiment.log({f"weights/{i}": i for i in range(300)})
+        for i in range(5000):
+            experiment.log({"loss": i}, step=i)
+    assert logged(project) == {"loss": 4999, **{f"weights/{i}": i for i in range(300)}}
+
+
+@linux
+def test_after_a_kill_of_the_script_its_last_values_are_seen(project: ProjectDirectory) -> None:
+    kill(start_logger(project, 3000))
+    project.wait_for_helpers()
+    assert logged(project) == {"loss": 2999 / 2}
+
+
+@linux
+@pytest.mark.parametrize("read", [0, 5000])
+def test_after_a_kill_of_both_the_last_values_are_recovered(
+    project: ProjectDirectory, read: int
+) -> None:
+    pid = start_logger(project, 5000)
+    wait_for_points(project, read)  # then the helper has committed them, and maybe no summary
+    kill(*project.helpers(), pid)
+    project.cli("recover")
+    assert logged(project) == {"loss": 4999 / 2}
+
+
+@linux
+def test_a_helper_that_takes_over_knows_what_was_logged_before(project: ProjectDirectory) -> None:
+    process = project.start("""
+        import sys, replicate
+        experiment = replicate.init(path=None)
+        experiment.log({"early": 1, "both": 1})
+        experiment.wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        experiment.log({"late": 2, "both": 2})
+        experiment.checkpoint()
+    """)
+    assert process.stdout is not None and process.stdin is not None
+    process.stdout.readline()
+    wait_for_points(project, 1)
+    kill(*project.helpers())
+    process.stdin.write("\n")
+    process.stdin.flush()
+    process.wait()
+    project.wait_for_helpers()
+    assert logged(project) == {"early": 1, "both": 2, "late": 2}
+
+
+def test_the_last_attempt_that_has_logged_a_metric_says_what_it_came_to(
+    project: ProjectDirectory,
+) -> None:
+    with replicate.init(path=None) as first:
+        first.log({"loss": 0.5, "only first": 1})
+        first.checkpoint(step=1)
+        first.log({"loss": 9.0})
+    with replicate.init(path=None, resume=first.id) as second:
+        second.log({"loss": 0.25})
+    assert len(project.record().attempts) == 2
+    assert logged(project) == {"loss": 0.25, "only first": 1}

@@ -18,7 +18,7 @@ from replicate.model import Value
 from replicate.recorder.console import KINDS, end_of_output
 from replicate.recorder.points import POINTS
 from replicate.recorder.segments import Segment, Segments
-from replicate.records import encode_value, new_id
+from replicate.records import decode_value, encode_value, new_id
 from replicate.repository import JournalWriter, Repository
 from replicate.secrets import Redact, redact_text
 from replicate.spool import Spool
@@ -27,8 +27,6 @@ from replicate.spool import Spool
 SAMPLES = "samples"
 #: No event holds more points than this, so that damage to its line takes no more.
 _POINTS = 1000
-#: So many points are looked at for the last value of each metric, of those that came together.
-_LAST = 100
 #: No event holds much more text than this (characters).
 _TEXT = 64 << 10
 #: A line that is not complete, such as a progress bar, is committed when it is this old (seconds).
@@ -79,6 +77,9 @@ class Streams:
             source = (POINTS, event.data["source"])
             end = event.data["first"] + len(event.data["points"])
             done[source] = max(end, done.get(source, 0))
+            if event.attempt == self._attempt:
+                for point in filter(None, event.data["points"]):
+                    self.last.update(decode_value(point[2]))
         for event in self._repository.stream(self._experiment, "console").read():
             source = (event.data["stream"], event.data["source"])
             done[source] = max(event.data["end"], done.get(source, 0))
@@ -125,9 +126,9 @@ class Streams:
         while lines := segment.lines():
             events = []
             for start in range(0, len(lines), _POINTS):
-                chunk = lines[start : start + _POINTS]
-                events.append(_log_event(segment.source, segment.next + start, chunk))
-                for point in map(_point, chunk[-_LAST:]):
+                points = [_point(line) for line in lines[start : start + _POINTS]]
+                events.append(_log_event(segment.source, segment.next + start, points))
+                for point in points:
                     self.last.update(point[2] if point else {})
             self._append("log", [event for event in events if event is not None])
             segment.advance(lines)
@@ -273,9 +274,11 @@ def without_overwritten(text: str) -> str:
     return "\n".join(lines)
 
 
-def _log_event(source: str, first: int, lines: Sequence[bytes]) -> Event | None:
-    """The points of these lines; null stands for a line that a crash of the machine has spoilt."""
-    read = [_point(line) for line in lines]
+_Point = tuple[float, int | float | None, dict[str, Value]]
+
+
+def _log_event(source: str, first: int, read: Sequence[_Point | None]) -> Event | None:
+    """The event of these points; null stands for a line that a crash of the machine has spoilt."""
     start = next((point[0] for point in read if point is not None), None)
     if start is None:
         return None
@@ -285,7 +288,7 @@ def _log_event(source: str, first: int, lines: Sequence[bytes]) -> Event | None:
     return "log", when, {"source": source, "first": first, "points": points}
 
 
-def _point(line: bytes) -> tuple[float, int | float, dict[str, Value]] | None:
+def _point(line: bytes) -> _Point | None:
     try:
         when, step, metrics = json.loads(line)
         return float(when), step, dict(metrics)
