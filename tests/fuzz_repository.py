@@ -15,7 +15,7 @@ from replicate.blobs import hash_of, tree_key
 from replicate.model import Status, Stop
 from replicate.records import _digest, encode_time, new_id, stop_data, unseal
 from replicate.repository import Repository
-from saving import Run
+from saving import Run, finished, store
 
 #: What a terminal would act on, or what would disguise a name: none of it may be written to one.
 ACTIONS = ("\x1b[2J\x1b]0;owned\x07", "\r", "\x08", "\u202egnp.exe", "\x9b31m", "\x00", "\u2028")
@@ -83,7 +83,7 @@ def valid() -> MemoryBackend:
     ]
     for number, (kind, data) in enumerate(events):
         run.journal.append([(kind, time + timedelta(seconds=number), data)])
-    stop = stop_data(Stop(time, Status.FAILED, exit_code=1))
+    stop = {**stop_data(Stop(time, Status.FAILED, exit_code=1)), "attempt": 2}
     error = {"type": "E", "message": "m", "traceback": "t"}
     run.journal.append([("stop", time, {**stop, "exception": error, "signal": "SIGTERM"})])
     _add_streams(repository, run.id, time)
@@ -92,11 +92,12 @@ def valid() -> MemoryBackend:
         "created": encode_time(time),
         "directory": "/nowhere",
         "checked_out": run.id,
-        "replaced": "0" * 64,
+        "replaced": store(repository, {"old.py": b"1"}),
         "added": ["x"],
         "undoes": None,
     }
     backend.put(f"checkouts/{document['id']}.json", sealed(document))
+    finished(repository, {"model.pth": b"2" * 100}, code={"train.py": b"print(2)\n"})
     return backend
 
 

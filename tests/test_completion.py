@@ -307,3 +307,19 @@ def test_every_id_can_be_completed(name: str) -> None:
     for parameter in command.params:
         if "ID" in (parameter.make_metavar(click.Context(command)) or ""):
             assert parameter.type is ID, f"{name}: type=ID completes {parameter.name}"
+
+
+@pytest.mark.parametrize("shell", [*START])
+@pytest.mark.parametrize("begun", ["", "'", '"'])
+def test_a_name_that_a_shell_would_act_on_is_not_offered(
+    tmp_path: Path, kept: list[ExperimentRecord], shell: str, begun: str
+) -> None:
+    """Who presses Tab and Enter must not run what somebody else has recorded."""
+    hostile = ["x'$(touch pwned)", "x`id`", 'x";id;"', "x\nplain,y", "x\x1b[2J", "x\\"]
+    made = kept[2]
+    local(tmp_path / ".replicate").journal(made.id, "1" * 16).append(
+        [("summary", made.created, {"metrics": dict.fromkeys([*hostile, "xfine"], 1)})]
+    )
+    offered = ask(tmp_path, "plot", f"{begun}x", shell=shell)
+    assert [word for word in offered if word.startswith("x") or "pwned" in word] in (["xfine"], [])
+    assert not any(c in line for line in offered for c in "$`\x1b\\")

@@ -106,10 +106,12 @@ def outside(directory: Path) -> list[Path]:
 COMMANDS = (
     ("ls", "--all"),
     ("ls", "--json"),
-    ("ls", "--filter", "loss < 1", "--sort", "-loss"),
-    ("show", "ID", "--all", "--system"),
+    ("ls", "--filter", "loss < 1", "--sort", "loss"),
+    ("show", "ID", "--all"),
+    ("show", "ID", "--system"),
     ("show", "ID", "--json"),
     ("logs", "ID"),
+    ("logs", "ID", "--json"),
     ("plot", "loss"),
     ("diff", "ID", "OTHER"),
     ("checkout", "ID", "-o", "TARGET", "--force"),
@@ -118,6 +120,7 @@ COMMANDS = (
     ("gc", "--dry-run"),
     ("ps",),
     ("export", "TARGET/out.jsonl"),
+    ("cp", ".replicate", "TARGET/copy"),
 )
 
 
@@ -144,7 +147,7 @@ def on_disk(backend: MemoryBackend, root: Path) -> str:
         file.write_bytes(backend.get(stat.key))
         if stat.key.startswith("experiments/"):
             ids.append(stat.key.split("/")[1])
-    return ids[0]
+    return max(ids, key=ids.count)
 
 
 def said(directory: Path, *command: str, id: str) -> str:

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 
 from conftest import ProjectDirectory
 from replicate import secrets
+from replicate.backends.failures import storage_error
+from replicate.backends.location import open_backend
+from replicate.config import cloud_settings
+from replicate.errors import ConfigError
 from replicate.secrets import (
     PATTERNS,
     environment_secrets,
@@ -280,3 +284,64 @@ def test_the_command_of_the_environment_is_redacted_too(project: ProjectDirector
     record = project.record()
     assert (record.command, record.notes) == ("run --password=***", "with ***")
     assert json.dumps(record.params) == "{}"
+
+
+# ------------------------------------------------------------ credentials of the storage
+
+CANARY = "hunter2-canary-0xC0FFEE"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://AKIA123:{CANARY}@bucket/root",
+        f"s3://{CANARY}@bucket/root",
+        f"gs://ada:{CANARY}@bucket",
+        f"az://container/root?sv=2024&sig={CANARY}",
+        f"https://ada:{CANARY}@example.org/root",
+    ],
+)
+def test_a_repository_with_credentials_in_its_url_is_refused_and_not_repeated(
+    url: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_backend(url, relative_to=tmp_path)
+    assert CANARY not in str(caught.value)
+    assert "Credentials are taken from the environment" in str(caught.value)
+
+
+def test_such_a_url_in_the_configuration_is_not_repeated_either(project: ProjectDirectory) -> None:
+    project.write("replicate.yaml", f"repository: s3://ada:{CANARY}@bucket/root\n")
+    done = project.cli("-v", "ls", expect=2)
+    assert CANARY not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "400 Bad Request", "500 Oops", "301 Moved"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"<Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>{CANARY}</AWSAccessKeyId>"
+        f"<StringToSign>AWS4 {CANARY}</StringToSign></Error>",
+        f"<Error><Code>ExpiredToken</Code><Token-0>{CANARY}</Token-0></Error>",
+        f"<Error><Code>InvalidAccessKeyId</Code><Message>{CANARY}</Message></Error>",
+        f"Server failed to authenticate. sig={CANARY}",
+        "",
+    ],
+)
+def test_no_error_of_a_storage_repeats_what_was_sent(status: str, body: str) -> None:
+    """A server may echo what it was sent, and a client the URL that it asked."""
+    url = f"http://ada:{CANARY}@127.0.0.1/bucket/key?X-Amz-Security-Token={CANARY}"
+    for text in (
+        f"Generic S3 error: Client error with status {status}: {body}",
+        f"Error performing GET {url} in 2ms - Server returned non-2xx status: {status}: {body}",
+        f"Error performing PUT {url}: HTTP error: error sending request: {body}",
+        f"External AWS credential provider: {CANARY}: {body}",
+    ):
+        error = storage_error("read", "s3://bucket", "key", OSError(text))
+        assert CANARY not in repr(error) + str(error)
+
+
+def test_what_the_variables_of_a_cloud_say_is_not_shown_with_the_settings() -> None:
+    said = f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={CANARY}"
+    settings = cloud_settings({"AZURE_STORAGE_CONNECTION_STRING": said})
+    assert CANARY not in repr(settings)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from replicate import analysis, project
 from replicate.errors import RepositoryError
 from replicate.project import Checkpoint, Experiment, Experiments
+from replicate.text import escape
 
 
 def init(
@@ -112,7 +113,8 @@ def _say(message: str) -> None:
         mark = "===| "
     try:
         encoding = getattr(stream, "encoding", None) or "ascii"
-        text = f"{mark}{message}\n".encode(encoding, "backslashreplace").decode(encoding)
+        shown = escape(message, keep="\n")  # part of it may be what others have recorded
+        text = f"{mark}{shown}\n".encode(encoding, "backslashreplace").decode(encoding)
         stream.write(text)
         stream.flush()
     except (OSError, ValueError, AttributeError):

@@ -13,6 +13,7 @@ from replicate.backends.base import Backend
 from replicate.backends.local import LocalBackend
 from replicate.config import cloud_settings
 from replicate.errors import ConfigError
+from replicate.secrets import HIDDEN, redact_text
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(.*)", re.DOTALL)
 _CLOUD = ("s3", "gs", "az")
@@ -27,6 +28,12 @@ def open_backend(location: str, *, relative_to: Path) -> Backend:
     if match is None:
         return _local(location, relative_to)
     scheme, rest = match[1].lower(), match[2]
+    if scheme != "file" and ("@" in rest.partition("/")[0] or "?" in rest):
+        raise ConfigError(
+            f"{scheme}://{HIDDEN}: a repository's URL has no user, password or signature in it",
+            hint="It is recorded and shown. Credentials are taken from the environment and the "
+            "usual files, as docs/guides/cloud-storage.md says.",
+        )
     if scheme == "file":
         return _local(rest, relative_to)
     if scheme in _CLOUD:
@@ -34,7 +41,7 @@ def open_backend(location: str, *, relative_to: Path) -> Backend:
 
         return CloudBackend(location, cloud_settings())
     raise ConfigError(
-        f"unknown kind of repository: {location!r}",
+        f"unknown kind of repository: {redact_text(location)!r}",
         hint=f"Use a path, file://, {', '.join(f'{name}://' for name in _CLOUD)}.",
     )
 

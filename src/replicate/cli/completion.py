@@ -17,6 +17,7 @@ from click.shell_completion import (
 )
 
 from replicate.cli.output import Output
+from replicate.cli.text import escape
 
 VARIABLE = "_REPLICATE_COMPLETE"
 
@@ -58,7 +59,25 @@ complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
 """
 
 
-class _WithOption(ShellComplete):
+#: What a shell acts on even between double quotes. A name that somebody else has made up is not
+#: offered when it has any of it: whoever presses Tab and Enter must not run what it says.
+_ACTIVE = frozenset('$`\\"')
+
+
+class _Harmless(ShellComplete):
+    """Offers nothing that a shell or a terminal would act on."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        """What may stand in place of the incomplete word."""
+        found = super().get_completions(args, incomplete)
+        return [item for item in found if _is_harmless(str(item.value))]
+
+
+def _is_harmless(value: str) -> bool:
+    return value == escape(value) and _ACTIVE.isdisjoint(value)
+
+
+class _WithOption(_Harmless):
     """For shells that take `--option=value` for one word, and want all of it back."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
@@ -82,7 +101,7 @@ class _Fish(_WithOption, FishComplete):
     source_template = _FISH
 
 
-class _Bash(BashComplete):
+class _Bash(_Harmless, BashComplete):
     """As click's, for names with spaces too, and for the bash 3.2 of macOS."""
 
     source_template = _BASH
