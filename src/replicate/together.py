@@ -5,7 +5,7 @@ It knows which files can be fetched together. What they say is the repository's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from replicate.backends.base import Backend, Stat
@@ -18,8 +18,9 @@ from replicate.repository import Listed, Reading, Repository
 
 #: So many small files are asked for at once: each is a wait for the network and little else.
 THREADS = 32
-#: So many experiments are fetched while as many are decoded: bounds memory.
-WINDOW = 256
+#: So many experiments are fetched while as many are decoded, and of each file so many bytes: bounds
+#: memory. What is larger, as no program of ours writes it, is read when its turn comes.
+WINDOW, LARGE = 256, 1 << 20
 
 
 def read_together(repository: Repository, listed: Sequence[Listed]) -> Iterator[Reading]:
@@ -38,24 +39,24 @@ def read_together(repository: Repository, listed: Sequence[Listed]) -> Iterator[
 
 def _fetching(backend: Backend, window: Sequence[Listed]) -> Background[dict[str, bytes]]:
     keys = [stat.key for listed in window for stat in _files(listed)]
-    return Background(lambda: _fetched(backend.get, keys))
+    return Background(lambda: _fetched(backend, keys))
 
 
 def _files(listed: Listed) -> Sequence[Stat]:
     return (listed.inputs, *listed.journals) if listed.inputs else listed.journals
 
 
-def _fetched(get: Callable[[str], bytes], keys: Sequence[str]) -> dict[str, bytes]:
-    """The bytes of those that are there."""
+def _fetched(backend: Backend, keys: Sequence[str]) -> dict[str, bytes]:
+    """The bytes of those that are there and not large."""
 
     def fetch(key: str) -> bytes | None:
         try:
-            return get(key)
+            return backend.get(key, 0, LARGE)
         except KeyNotFoundError:
             return None
 
     found = zip(keys, several(fetch, keys, THREADS), strict=True)
-    return {key: data for key, data in found if data is not None}
+    return {key: data for key, data in found if data is not None and len(data) < LARGE}
 
 
 def _decoded(
@@ -97,6 +98,7 @@ class _Fetched(Wrapper):
         self._fetched = dict(fetched)
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        if start or length is not None or key not in self._fetched:
+        data = self._fetched.pop(key, None)
+        if data is None:
             return super().get(key, start, length)
-        return self._fetched.pop(key)
+        return data[start : None if length is None else start + length]
