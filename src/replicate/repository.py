@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 from replicate import checks
@@ -107,6 +108,14 @@ class Repository:
     @property
     def url(self) -> str:
         return self.backend.url
+
+    @cached_property
+    def backups(self) -> Repository:
+        """Where checkouts keep what they overwrite: here, or where this is remote on this machine,
+        whose files they are. Who may only read a bucket can check out of it."""
+        if not self.backend.remote or self.spools is None:
+            return self
+        return Repository(LocalBackend(self.spools / ".undo"))
 
     # ------------------------------------------------------------ the repository as a whole
 

@@ -16,23 +16,30 @@ from replicate.project import Project
 
 @click.command()
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--alone",
+    is_flag=True,
+    help="In a bucket: nobody else is about to record, so do not wait for a day.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @location
 @click.pass_obj
-def gc(output: Output, project: Project, dry_run: bool, as_json: bool) -> None:
+def gc(output: Output, project: Project, dry_run: bool, alone: bool, as_json: bool) -> None:
     """Remove what no experiment needs any more.
 
     `replicate rm` does this for what it deletes; this finds the rest, such as what a crash has left
     behind. It is safe while others are training: what is younger than an hour then stays, and in a
-    bucket always what is younger than a day. After 30 days a checkout can no longer be undone, and
+    bucket, where nobody can see who is about to record, always what is younger than a day unless
+    you say that you are alone. After 30 days a checkout can no longer be undone, and
     what was kept for that goes too.
 
     \b
     Examples:
       replicate gc
       replicate gc --dry-run
+      replicate gc --alone
     """
-    done = project.gc(dry_run=dry_run)
+    done = project.gc(dry_run=dry_run, alone=alone)
     if as_json:
         output.json({"dry_run": dry_run, **asdict(done)})
     else:

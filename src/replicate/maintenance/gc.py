@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from replicate.backends.base import Stat
@@ -58,6 +58,17 @@ class Collected:
     backups: int
     grace: float
 
+    def with_backups(self, other: Collected) -> Collected:
+        """This, and what came free in the repository that has the backups of this one."""
+        return replace(
+            self,
+            objects=self.objects + other.objects,
+            bytes=self.bytes + other.bytes,
+            later_objects=self.later_objects + other.later_objects,
+            later_bytes=self.later_bytes + other.later_bytes,
+            backups=self.backups + other.backups,
+        )
+
 
 @dataclass(slots=True)
 class _Marked:
@@ -77,13 +88,16 @@ def collect(
     among: Collection[str] | None = None,
     grace: float | None = None,
     recording: str | None = None,
+    alone: bool = False,
 ) -> Collected:
     """Remove every object, or those of `among`, that nothing refers to and that is old enough.
 
     `grace` is how old, in seconds; by default GRACE, of a bucket REMOTE_GRACE, or 0 when nobody
     else can be writing. What a writer stores or touches meanwhile stays. `recording` is the
-    experiment that the caller itself records; it must not store anything until this returns. Raises
-    DamagedError, with nothing removed, when something that may refer to objects cannot be read.
+    experiment that the caller itself records; it must not store anything until this returns.
+    `alone` says of a bucket what nobody can see there: that no run is about to write to it, but for
+    those whose heartbeat shows it. Raises DamagedError, with nothing removed, when something that
+    may refer to objects cannot be read.
     """
     backend = repository.backend
     # The order matters. Whoever writes without having been seen starts after `start`, so all that
@@ -91,6 +105,8 @@ def collect(
     # older, comes after the listing.
     start = backend.clock()
     writers = somebody_may_write(repository, but=recording)
+    if backend.remote and alone:
+        writers = False
     candidates: dict[str, list[Stat]] = defaultdict(list)
     for name, stat in stored(repository, among):
         candidates[name].append(stat)

@@ -1,5 +1,5 @@
 """Checking out, with nothing of the person's lost: what is overwritten is first kept in the
-repository, as a *checkout* that can be undone.
+repository (of a remote one, in a local one beside its spools), as a *checkout* that can be undone.
 
 A checkout is `checkouts/<id>.json`: the directory, what was written there, and the tree of what had
 been there before. Undoing it is a checkout of that tree, so an undo can be undone as well.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from replicate import checks
+from replicate.backends.files import explained
 from replicate.blobs import Recent
 from replicate.errors import (
     AmbiguousIdError,
@@ -35,7 +36,7 @@ from replicate.records import (
     unseal,
 )
 from replicate.repository import Repository
-from replicate.spool import mapped
+from replicate.spool import make_spool_root, mapped
 from replicate.tree import (
     Entry,
     Source,
@@ -187,7 +188,7 @@ def perform(
         # Looked at again: there was a question in between, and the person may have gone on working.
         replaced = [*_overwritten(plan.directory, plan.entries), *plan.removes]
         added = [e.path for e in plan.entries if not os.path.lexists(plan.directory / e.path)]
-        backup = _keep(repository, plan, replaced, added) if replaced or added else None
+        backup = _keep(_backups(repository), plan, replaced, added) if replaced or added else None
         staged.move_into_place()
         for path in plan.removes:
             (plan.directory / path).unlink(missing_ok=True)
@@ -263,11 +264,21 @@ def _decode(value: Mapping[str, Any]) -> _Backup:
     )
 
 
+def _backups(repository: Repository) -> Repository:
+    """Where what this repository's checkouts overwrite is kept, ready to be written to."""
+    backups = repository.backups
+    if backups is not repository and repository.spools is not None:
+        with explained("make", repository.spools):
+            make_spool_root(repository.spools, repository.url)
+    return backups
+
+
 def _keep(
     repository: Repository, plan: CheckoutPlan, replaced: Sequence[str], added: Sequence[str]
 ) -> str:
     """Store what is about to go, and a record that says where it belongs; return its id."""
     id = new_id()
+    repository.create()
     batch = repository.batch(recent=Recent())
     with ExitStack() as stack:
         sources = [_source(plan.directory, path, stack) for path in replaced]

@@ -103,12 +103,12 @@ class Checkpoint:
     def checkout(self, directory: str | os.PathLike[str]) -> None:
         """Write the experiment's code and this checkpoint's files into `directory`.
 
-        What it overwrites there is kept in the repository first.
+        What it overwrites there is kept first, as `Project.checkout` does.
         """
         self._settle()
         trees = (self._experiment.tree_ref, self.record.tree_ref)
         target = Path(os.path.abspath(directory))
-        with maintenance.announced(self._repository):
+        with maintenance.announced(self._repository.backups):
             let_go = checkouts.let_go(self._experiment, self.record)
             plan = checkouts.plan(self._repository, self.id, trees, target, let_go=let_go)
             checkouts.perform(self._repository, plan)

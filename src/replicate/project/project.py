@@ -500,11 +500,11 @@ class Project:
         """Delete what is planned, for good, and free what nothing needs any more."""
         return maintenance.remove(self.repository, plan)
 
-    def gc(self, *, dry_run: bool = False) -> Collected:
+    def gc(self, *, dry_run: bool = False, alone: bool = False) -> Collected:
         """Remove what nothing refers to; see `maintenance.collect`. What checkouts of a remote
         repository have kept on this machine is part of it."""
         there, backups = self._existing(), self.repository.backups
-        done = maintenance.collect(there, dry_run=dry_run)
+        done = maintenance.collect(there, dry_run=dry_run, alone=alone)
         if backups is not there and backups.exists():
             done = done.with_backups(maintenance.collect(backups, dry_run=dry_run))
         return done
