@@ -44,7 +44,7 @@ class Run:
         """Save a checkpoint and return its id."""
         return self.commit(store(self.repository, files), loss)
 
-    def commit(self, tree: str, loss: float = 1.0) -> str:
+    def commit(self, tree: str, loss: float = 1.0, packs: tuple[str, ...] = ()) -> str:
         """Write the journal line of a checkpoint whose files are stored."""
         record = CheckpointRecord(
             id=new_id(),
@@ -53,6 +53,7 @@ class Run:
             step=self.journal.count,
             path="model.pth",
             tree=tree,
+            packs=packs,
             metrics={"loss": loss},
             primary_metric=PrimaryMetric("loss", "minimize"),
         )

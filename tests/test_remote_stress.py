@@ -26,8 +26,8 @@ from replicate.errors import DamagedError
 from replicate.maintenance import check, collect
 from replicate.maintenance.references import objects as needed_objects
 from replicate.maintenance.references import read_tree, references
-from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, Status, Stop
-from replicate.records import checkpoint_data, new_id, now, stop_data
+from replicate.model import ExperimentRecord, Status, Stop
+from replicate.records import new_id, now, stop_data
 from replicate.repository import Repository
 from replicate.tree import Source, add_tree
 from saving import Run, broken, objects
@@ -153,19 +153,7 @@ def _checkpoint(run: Run, recent: Recent | None, parts: list[bytes]) -> str:
     sources = [Source(f"part{i}", view=memoryview(data)) for i, data in enumerate(parts)]
     tree, _ = add_tree(batch, sources, None)
     batch.flush()
-    record = CheckpointRecord(
-        id=new_id(),
-        experiment=run.id,
-        created=now(),
-        step=run.journal.count,
-        path="model.pth",
-        tree=tree,
-        packs=batch.packs_of(tree),
-        metrics={"loss": 1.0},
-        primary_metric=PrimaryMetric("loss", "minimize"),
-    )
-    run.journal.append([("checkpoint", record.created, checkpoint_data(record))])
-    return record.id
+    return run.commit(tree, packs=batch.packs_of(tree))
 
 
 def _chosen(choice: random.Random, experiment: ExperimentRecord) -> dict[str, list[str]] | None:

@@ -4,25 +4,30 @@ brought, verified, and whatever cuts it off, the next time finishes it."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backend_contract import next_tick
-from replicate.backends.base import Backend, Content, Stat
+from conftest import ProjectDirectory
+from replicate.backends.base import Content
 from replicate.backends.local import LocalBackend
 from replicate.backends.memory import MemoryBackend
-from replicate.blobs import blob_key
+from replicate.blobs import Recent, blob_key, hash_of, tree_key
+from replicate.cli import main
 from replicate.errors import NotFoundError, StorageError, UsageError
 from replicate.maintenance import Outcome, Transferred, check, collect, remove, transfer
 from replicate.maintenance.removal import plan_removal
 from replicate.model import ExperimentRecord, Status
 from replicate.records import new_id, now, seal_event
 from replicate.repository import Repository
+from replicate.tree import Source, add_tree, decode_tree
 from saving import Run, broken, contents, finished, objects, store
 
 CODE = {"train.py": b"import replicate"}
@@ -328,3 +333,313 @@ def test_whatever_cuts_it_off_nothing_is_half_there_and_the_next_time_finishes_i
         }
         assert everything(seen) == everything(whole)
     assert writes > 8
+
+
+# ------------------------------------------------------------ packs
+
+
+def test_packs_are_copied_as_they_are(tmp_path: Path) -> None:
+    source = memory(tmp_path)
+    run = Run(source)
+    recent = Recent()
+    for number in range(3):
+        parts = {f"part {i}": b"%d " % (number + i) * 20 for i in range(3)}
+        _packed_checkpoint(run, recent, {**parts, "large": LARGE * 2})
+    run.stop()
+    packs = [key for key in everything(source) if key.startswith("packs/")]
+    assert packs
+    near, far = disk(tmp_path), memory(tmp_path)
+    for target in (near, far):
+        assert push(source, target).problems == []
+        assert files(target) == files(source)
+        assert check(target, full=True).damage == ()
+        assert [key for key in everything(target) if key.startswith("packs/")] == packs
+    again = memory(tmp_path)
+    push(near, again)
+    assert everything(again).keys() == everything(far).keys()
+
+
+def _packed_checkpoint(run: Run, recent: Recent, parts: Mapping[str, bytes]) -> None:
+    batch = run.repository.batch(compress=True, recent=recent)
+    sources = [Source(path, view=memoryview(data)) for path, data in parts.items()]
+    tree, _ = add_tree(batch, sources, None)
+    batch.flush()
+    run.commit(tree, packs=batch.packs_of(tree))
+
+
+# ------------------------------------------------------------ damage, and those who mean harm
+
+
+def test_a_damaged_line_and_what_follows_stays_behind_and_comes_once_it_is_mended(
+    tmp_path: Path,
+) -> None:
+    source, target = disk(tmp_path), memory(tmp_path)
+    id = finished(source, {"m": b"1"}, {"m": b"2"}, {"m": b"3"})
+    (journal,) = Path(source.url).glob("experiments/*/journal/*")
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], lines[1].replace(b'"n":1', b'"n":7'), *lines[2:]]))
+    done = push(source, target)
+    assert "line 2 of" in done.problems[0] and journal.name in done.problems[0]
+    assert len(target.experiment(id).checkpoints) == 1
+    assert check(target, full=True).damage == ()
+    journal.write_bytes(whole)
+    assert counts(push(source, target)) == {"completed": 1}
+    assert records(target) == records(source)
+    journal.write_bytes(b"".join(lines[:1]))
+    assert counts(push(source, target)) == {"present": 1}
+    assert len(target.experiment(id).checkpoints) == 3
+
+
+def test_a_lost_file_is_named_and_the_rest_is_copied(pair: tuple[Repository, Repository]) -> None:
+    source, target = pair
+    lost = finished(source, {"m": b"1"}, {"m": b"2"})
+    whole = finished(source, {"m": b"3"})
+    (tree, _) = (c.tree for c in source.experiment(lost).checkpoints)
+    assert tree is not None
+    (entry,) = source.tree(tree).entries
+    source.backend.delete([blob_key(entry.hash)])
+    done = push(source, target)
+    assert counts(done) == {"added": 2}
+    assert (
+        len(done.problems) == 1 and entry.hash in done.problems[0] and lost[:7] in done.problems[0]
+    )
+    assert {id for id, why in broken(target).items()} == {source.experiment(lost).checkpoints[0].id}
+    assert target.experiment(whole).damage == ()
+
+
+def test_inputs_that_differ_are_an_error_and_the_others_go_on(
+    pair: tuple[Repository, Repository],
+) -> None:
+    source, target = pair
+    odd, other = Run(source), Run(source)
+    push(source, target)
+    for run in (odd, other):
+        run.checkpoint({"m": b"1"})
+    key = f"experiments/{odd.id}/experiment.json"
+    target.backend.put(key, source.backend.get(key).replace(b'"ada"', b'"eve"'))
+    before = target.backend.get(key)
+    done = push(source, target)
+    assert counts(done) == {"failed": 1, "completed": 1}
+    assert odd.id[:7] in done.problems[0]
+    assert target.backend.get(key) == before
+
+
+EVIL: Mapping[str, Callable[[Repository, str], None]] = {
+    "a path that leads outside": lambda repository, id: _evil_tree(
+        repository, id, b'{"entries":[\n{"path":"../x","mode":"0644","size":0,"hash":"%s"}\n]}\n'
+    ),
+    "a tree that is none": lambda repository, id: _evil_tree(repository, id, b"[[[[[["),
+    "a tree without a hash": lambda repository, id: _event(repository, id, {"tree": "../../x"}),
+    "a tree that is a number": lambda repository, id: _event(repository, id, {"tree": 5}),
+    "an event without its keys": lambda repository, id: _append(
+        repository, id, {"event": "checkpoint", "time": "2026-01-01T00:00:00.000000Z", "n": 0}
+    ),
+    "an event that is not the next": lambda repository, id: _append(
+        repository, id, {"event": "note", "time": "2026-01-01T00:00:00.000000Z", "n": 10**9}
+    ),
+    "a time of no day": lambda repository, id: _append(
+        repository, id, {"event": "note", "time": "yesterday", "n": 0}
+    ),
+    "a journal of nothing": lambda repository, id: repository.backend.put(
+        f"experiments/{id}/journal/{'0' * 16}-0.jsonl", b"\n\n\0\xff\n" * 99
+    ),
+    "a pack that is none": lambda repository, id: _evil_pack(repository, id),
+}
+
+
+def _append(repository: Repository, id: str, event: dict[str, Any]) -> None:
+    key = f"experiments/{id}/journal/{new_id()[:16]}-0.jsonl"
+    repository.backend.put(key, seal_event(event))
+
+
+def _event(repository: Repository, id: str, data: dict[str, Any]) -> None:
+    whole = {"id": new_id(), "step": 1, "path": "m", "metrics": {}, "primary_metric": None, **data}
+    time = "2026-01-01T00:00:00.000000Z"
+    _append(repository, id, {"event": "checkpoint", "time": time, "n": 0, **whole})
+
+
+def _evil_tree(repository: Repository, id: str, manifest: bytes) -> None:
+    data = manifest.replace(b"%s", hash_of(b"").encode())
+    repository.backend.put(tree_key(hash_of(data)), data)
+    repository.backend.put(blob_key(hash_of(b"")), b"")
+    _event(repository, id, {"tree": hash_of(data)})
+
+
+def _evil_pack(repository: Repository, id: str) -> None:
+    data = b'{"objects":[["../../x",3]]}\nabc'
+    repository.backend.put(f"packs/{hash_of(data)[:2]}/{hash_of(data)}.pack", data)
+    _event(repository, id, {"tree": hash_of(b"x"), "packs": [hash_of(data)]})
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_a_hostile_source_harms_nothing(tmp_path: Path, evil: str) -> None:
+    """What cannot be read is not written, and the rest is copied."""
+    source, target = disk(tmp_path), memory(tmp_path)
+    good = finished(source, {"m": b"1"})
+    bad = finished(source, {"m": b"2"})
+    EVIL[evil](source, bad)
+    done = push(source, target)
+    assert done.problems
+    assert good in done.ids[Outcome.ADDED]
+    assert files(Repository(_only(target, good))) == [{"m": b"1"}]
+    for key, data in everything(target).items():
+        if key.startswith("trees/"):
+            decode_tree(data, key)
+    if evil not in _REFERS:
+        collect(target, grace=0)
+    assert push(source, target).objects == 0
+
+
+#: A checkpoint whose files are lost is there as one, so that nothing is hidden; then nobody can
+#: tell what else it refers to.
+_REFERS = ("a path that leads outside", "a tree that is none", "a pack that is none")
+
+
+def _only(repository: Repository, id: str) -> MemoryBackend:
+    """A copy of a repository with no other experiment than this one."""
+    backend = MemoryBackend()
+    for key, data in everything(repository).items():
+        if not key.startswith("experiments/") or id in key:
+            backend.put(key, data)
+    return backend
+
+
+# ------------------------------------------------------------ laws
+
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(["run", "checkpoint", "tag", "delete", "stop", "push", "pull"]),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(_steps)
+def test_whatever_was_done_on_two_sides_a_push_and_a_pull_make_them_equal(
+    steps: list[tuple[str, int, bool]],
+) -> None:
+    left, right = Repository(Bucket()), Repository(Bucket())
+    left.create()
+    right.create()
+    runs: list[Run] = []
+    for step, number, there in steps:
+        repository = right if there else left
+        if step == "run":
+            runs.append(Run(repository))
+        elif step in ("push", "pull"):
+            push(*((left, right) if step == "push" else (right, left)))
+        elif runs:
+            _act(step, runs[number % len(runs)], repository, number)
+    first = push(left, right, deletions=True)
+    second = push(right, left, deletions=True)
+    assert first.problems == second.problems == []
+    # One that only one side ever had, and has deleted, is not brought.
+    assert [replace(e, heartbeat=None) for e in records(left)] == [
+        replace(e, heartbeat=None) for e in records(right)
+    ]
+    assert files(left) == files(right)
+    for source, target in ((left, right), (right, left)):
+        before = everything(target)
+        assert push(source, target, deletions=True).objects == 0
+        assert everything(target) == before
+
+
+def _act(step: str, run: Run, repository: Repository, number: int) -> None:
+    if step == "checkpoint":
+        run.checkpoint({"m": b"%d" % number})
+    elif step == "stop":
+        run.stop()
+    elif repository.has(run.id):
+        journal = repository.journal(run.id, new_id()[:16])
+        if step == "tag":
+            tags = {"author": "a@h", "add": [str(number)], "remove": []}
+            journal.append([("tag", now(), tags)])
+        else:
+            ids = [c.id for c in repository.experiment(run.id).checkpoints]
+            whole = number == 3 or not ids
+            journal.append([("delete", now(), {} if whole else {"checkpoints": ids[:1]})])
+
+
+def test_a_repository_is_not_copied_into_itself(tmp_path: Path) -> None:
+    source = disk(tmp_path)
+    source.create()
+    with pytest.raises(UsageError, match="would be copied into"):
+        push(source, Repository(LocalBackend(Path(source.url, "..", Path(source.url).name))))
+
+
+def test_a_source_that_is_not_there_is_an_error_and_makes_no_target(tmp_path: Path) -> None:
+    source, target = disk(tmp_path), disk(tmp_path)
+    with pytest.raises(NotFoundError):
+        push(source, target)
+    assert not Path(target.url).exists()
+
+
+def test_a_dry_run_counts_and_writes_nothing(pair: tuple[Repository, Repository]) -> None:
+    source, target = pair
+    finished(source, {"m": LARGE}, {"m": LARGE, "n": b"2"}, code=CODE)
+    would = push(source, target, dry_run=True)
+    assert everything(target) == {}
+    done = push(source, target)
+    assert (would.objects, counts(would)) == (done.objects, counts(done))
+    assert would.objects == len(objects(target.backend))
+
+
+# ------------------------------------------------------------ as a person types it
+
+
+def typed(*words: str, code: int = 0) -> str:
+    """Run a command; what it prints."""
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_everything_that_keeps_a_repository_in_order_works_on_a_bucket(
+    project: ProjectDirectory, s3_url: str, tmp_path: Path
+) -> None:
+    here = Repository(LocalBackend(project.repository))
+    here.create()
+    first = finished(here, {"m": b"1"}, {"m": LARGE}, code=CODE)
+    second = finished(here, {"m": LARGE}, {"m": b"3"}, code=CODE)
+    bucket, copy = f"{s3_url}/team", f"{s3_url}/copy"
+    assert typed("push", bucket, "--dry-run").startswith("Would copy 2 experiments, 8 objects")
+    assert typed("push", bucket, first).startswith("Copied 1 experiment, 6 objects")
+    assert typed("push", bucket).startswith("Copied 1 experiment, 2 objects (")
+    assert typed("push", bucket) == "Copied 0 experiments, 0 objects (0 bytes), 2 there already\n"
+    assert typed("ls", "-q", "-R", bucket).split() == [first, second]
+    assert "4 checkpoints" in typed("verify", "--full", "-R", bucket)
+    usage = json.loads(typed("du", "--json", "-R", bucket))
+    assert [e["logical"] for e in usage["experiments"]] == [
+        len(LARGE) + 1 + len(CODE["train.py"])
+    ] * 2
+    assert typed("cp", bucket, copy, "--filter", "status = finished").startswith("Copied 2 exp")
+    typed("rm", "--force", first, "-R", bucket)
+    assert typed("ls", "-q", "-R", bucket).split() == [second]
+    assert json.loads(typed("gc", "--json", "-R", bucket))["grace"] == 86_400
+    typed("verify", "--full", "-R", bucket)
+    assert typed("push", bucket) == (
+        "Copied 0 experiments, 0 objects (0 bytes), 1 there already, 1 deleted there before\n"
+    )
+    other = str(tmp_path / "other")
+    assert typed("import", copy, "-R", other) == "2 experiments imported\n"
+    assert typed("pull", copy, "-R", other).endswith("2 there already\n")
+    assert files(Repository(LocalBackend(Path(other)))) == files(here)
+    typed("export", str(tmp_path / "exported"), "-R", bucket)
+    assert (tmp_path / "exported" / second / "experiment.json").is_file()
+    problem = json.loads(typed("push", copy, "--json", "-n"))
+    assert problem["present"] == sorted([first, second]) and problem["problems"] == []
+
+
+def test_a_push_names_what_is_lost_and_fails(project: ProjectDirectory, tmp_path: Path) -> None:
+    here = Repository(LocalBackend(project.repository))
+    here.create()
+    finished(here, {"m": b"1"})
+    for blob in here.backend.list("blobs/"):
+        here.backend.delete([blob.key])
+    assert typed("push", str(tmp_path / "copy"), code=1).startswith("Copied 1 experiment, 1 object")
+    assert typed("pull", str(tmp_path / "nowhere"), code=2) == ""
+    assert typed("push", str(tmp_path / "copy"), "--filter", "status = failed", code=2) == ""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby, islice
-from threading import Lock
+from threading import Event, Lock
 
 from replicate import compression
 from replicate.backends.base import Backend, Content, Stat
@@ -52,6 +52,8 @@ class Objects:
         self._looked_at = 0
         self._recent = Recent()
         self._counting = Lock()
+        #: The blobs that a thread is bringing, and what it sets when it is done.
+        self._claimed: dict[str, Event] = {}
         #: What was written: trees and blobs, and their bytes.
         self.objects = 0
         self.bytes = 0
@@ -131,9 +133,29 @@ class Objects:
     # ------------------------------------------------------------ blobs
 
     def _bring_blobs(self, blobs: Mapping[str, int], problems: dict[str, None]) -> None:
-        wanted = {h: s for h, s in blobs.items() if self._recent.find(blob_key(h)) is None}
-        work = partial(self._bring_portion, self._places(wanted))
-        portions = _portions(wanted.items())
+        """Bring blobs, but not those that another thread is bringing: for them we wait."""
+        wanted = self._missing(blobs)
+        while wanted:
+            mine = Event()
+            theirs = {hash: self._claimed.setdefault(hash, mine) for hash in wanted}
+            claimed = {hash: size for hash, size in wanted.items() if theirs[hash] is mine}
+            try:
+                self._bring_claimed(claimed, problems)
+            finally:
+                for hash in claimed:
+                    del self._claimed[hash]
+                mine.set()
+            others = {hash: size for hash, size in wanted.items() if hash not in claimed}
+            for hash in others:
+                theirs[hash].wait()
+            wanted = self._missing(others)  # what the other has not got
+
+    def _missing(self, blobs: Mapping[str, int]) -> dict[str, int]:
+        return {h: size for h, size in blobs.items() if self._recent.find(blob_key(h)) is None}
+
+    def _bring_claimed(self, blobs: Mapping[str, int], problems: dict[str, None]) -> None:
+        work = partial(self._bring_portion, self._places(blobs))
+        portions = _portions(blobs.items())
         while window := list(islice(portions, _PORTIONS)):
             for lost in several(work, window, _PORTIONS):
                 problems |= dict.fromkeys(lost)
@@ -177,15 +199,21 @@ class Objects:
     def _store(self, contents: Mapping[str, Content]) -> None:
         """Write what is absent, touch what is there, and take note of it."""
         if self._dry_run:
-            new = [key for key in contents if self._recent.find(key) is None]
-            absent = [key for key in new if self._target.stat(key) is None]
-            self._recent.add(absent, "", time.time())
-            self._add(len(absent), sum(len(contents[key]) for key in absent))
+            self._pretend(contents)
         elif contents:
             sent = time.time()
             created = self._target.put_if_absent(contents, fresh=TOUCHED)
             self._recent.add((object_of(key) or key for key in contents), "", sent)
             self._add(len(created), sum(len(contents[key]) for key in created))
+
+    def _pretend(self, contents: Mapping[str, Content]) -> None:
+        """Count what is absent, each once."""
+        for key, content in contents.items():
+            with self._counting:
+                known = self._recent.find(key) is not None
+                self._recent.add([key], "", time.time())
+            if not known and self._target.stat(key) is None:
+                self._add(1, len(content))
 
     def _add(self, objects: int, size: int) -> None:
         with self._counting:
