@@ -17,8 +17,11 @@ from replicate.cli import COMMANDS
 #: From the bottom up. A module may import what stands in a row below its own, and the modules of
 #: its own package. A package stands for all its modules, unless one of them has a row of its own.
 LAYERS = (
-    ("errors", "background", "secrets", "checks"),
-    ("config", "ignore", "cache", "compact", "backends.base", "chunking", "compression", "periods"),
+    ("errors", "background", "secrets", "checks", "flat"),
+    (
+        *("config", "ignore", "cache", "compact", "outputs", "periods"),
+        *("backends.base", "chunking", "compression"),
+    ),
     ("model", "packs", "backends"),
     ("blobs", "records", "values", "diff", "query", "environment", "process", "text", "changes"),
     ("tree", "fold", "analysis", "streams", "spool"),

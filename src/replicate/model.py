@@ -1,24 +1,32 @@
 """The values of the product: experiments and checkpoints, frozen, with the rules that follow from
 them. Nothing here reads a file, a clock or the environment.
 
-`best`, `latest` and `status` are each defined here once; the command line, the notebook, JSON and
-the dashboard all call them.
+`status` is defined here once, as `best` and `latest` are in `outputs`; the command line, the
+notebook, JSON and the dashboard all call them. Other modules take all of these names from here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, overload
 
-#: What JSON can hold, with NaN and the infinities.
-Value = Any
-Goal = Literal["minimize", "maximize"]
+from replicate.flat import Value as Value
+from replicate.flat import differing as differing
+from replicate.flat import flatten as flatten
+from replicate.flat import same as same
+from replicate.outputs import CheckpointRecord as CheckpointRecord
+from replicate.outputs import Goal as Goal
+from replicate.outputs import LazyCheckpoints as LazyCheckpoints
+from replicate.outputs import PrimaryMetric as PrimaryMetric
+from replicate.outputs import TreeRef as TreeRef
+from replicate.outputs import all_packs as all_packs
+from replicate.outputs import best as best
+from replicate.outputs import latest as latest
+from replicate.outputs import primary_metric as primary_metric
+from replicate.outputs import ranking as ranking
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
 SHORT_ID = 7
 #: A heartbeat is missed when it is older than this many of its own intervals.
 MISSED_BEATS = 3
@@ -37,121 +45,6 @@ class Status(StrEnum):
     FAILED = "failed"  # it raised, or ended with an exit code other than 0
     KILLED = "killed"  # a signal ended it, or its process vanished while the recorder lived on
     LOST = "lost"  # the heartbeat stopped and nobody said why: the machine may be gone
-
-
-@dataclass(frozen=True, slots=True)
-class PrimaryMetric:
-    """The metric that decides which checkpoint is best."""
-
-    name: str
-    goal: Goal
-
-
-class TreeRef(NamedTuple):
-    """The hash of a tree, and the hashes of the packs that hold it or some of its blobs."""
-
-    tree: str
-    packs: tuple[str, ...] = ()
-
-
-def all_packs(refs: Iterable[TreeRef | None]) -> tuple[str, ...]:
-    """The packs of several trees: what reading files of all of them needs."""
-    return tuple(dict.fromkeys(pack for ref in refs if ref for pack in ref.packs))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRecord:
-    """A version of an experiment's outputs.
-
-    `path` is what was passed to `checkpoint()`, relative to the project (None: no files); `tree`
-    is the hash of the manifest of those files. `size` is their bytes; `stored` is how many bytes
-    were new to the repository. Neither is None unless there are no files. `dropped` says that
-    there were files, and that `keep` has let them go. `attempt` is the number of the attempt that
-    made it; `superseded` says that a later attempt went back to before it: it is kept, and is never
-    best or latest. One that is not `saved` is only on the machine that this is read on.
-    """
-
-    id: str
-    experiment: str
-    created: datetime
-    step: int | float | None
-    path: str | tuple[str, ...] | None
-    tree: str | None
-    metrics: Mapping[str, Value]
-    primary_metric: PrimaryMetric | None = None
-    size: int | None = None
-    stored: int | None = None
-    dropped: bool = False
-    attempt: int = 1
-    superseded: bool = False
-    packs: tuple[str, ...] = ()
-    saved: bool = True
-
-    @property
-    def tree_ref(self) -> TreeRef | None:
-        """Where its files are; None without files."""
-        return None if self.tree is None else TreeRef(self.tree, self.packs)
-
-    @property
-    def primary_value(self) -> float | None:
-        """The primary metric's value, or None when it is absent, not a number, or not finite."""
-        if self.primary_metric is None:
-            return None
-        value = self.metrics.get(self.primary_metric.name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        try:
-            return float(value) if math.isfinite(value) else None
-        except OverflowError:  # an integer beyond every float
-            return None
-
-
-class LazyCheckpoints(Sequence[CheckpointRecord]):
-    """Checkpoints of which those that a list of experiments shows are at hand: the best, the latest
-    and their number. All of them are what `load` gives, once somebody asks for another."""
-
-    __slots__ = ("_count", "_load", "_loaded", "best", "latest", "primary_metric")
-
-    def __init__(
-        self,
-        count: int,
-        best: CheckpointRecord | None,
-        latest: CheckpointRecord | None,
-        primary_metric: PrimaryMetric | None,
-        load: Callable[[], Sequence[CheckpointRecord]],
-    ) -> None:
-        self.best = best
-        self.latest = latest
-        self.primary_metric = primary_metric
-        self._count = count
-        self._load = load
-        self._loaded: Sequence[CheckpointRecord] | None = None
-
-    def _all(self) -> Sequence[CheckpointRecord]:
-        if self._loaded is None:
-            self._loaded = self._load()
-        return self._loaded
-
-    @overload
-    def __getitem__(self, index: int) -> CheckpointRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[CheckpointRecord]: ...
-    def __getitem__(self, index: int | slice) -> CheckpointRecord | Sequence[CheckpointRecord]:
-        return self._all()[index]
-
-    def __iter__(self) -> Iterator[CheckpointRecord]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return self._count if self._loaded is None else len(self._loaded)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<LazyCheckpoints of {len(self)}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,55 +304,6 @@ def with_inputs(experiment: ExperimentRecord, attempt: Attempt) -> ExperimentRec
     )
 
 
-def primary_metric(checkpoints: Sequence[CheckpointRecord]) -> PrimaryMetric | None:
-    """The primary metric named last: a person who changes their mind in a run means the new one."""
-    if isinstance(checkpoints, LazyCheckpoints):
-        return checkpoints.primary_metric
-    for checkpoint in reversed(checkpoints):
-        if checkpoint.primary_metric is not None and not checkpoint.superseded:
-            return checkpoint.primary_metric
-    return None
-
-
-def best(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
-    """The checkpoint with the best finite value of the primary metric, the latest of equals.
-
-    None when no checkpoint has one; see `ranking`.
-    """
-    if isinstance(checkpoints, LazyCheckpoints):
-        return checkpoints.best
-    ranked = ranking(checkpoints)
-    return ranked[0] if ranked else None
-
-
-def ranking(checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
-    """The checkpoints that have a finite value of the primary metric, the best first, of equals
-    the latest first.
-
-    Only those that name the same primary metric as the last one that names any are compared: 0.9
-    accuracy is not better than 0.1 loss.
-    """
-    primary = primary_metric(checkpoints)
-    if primary is None:
-        return []
-    sign = 1 if primary.goal == "minimize" else -1
-    ranked = [
-        (sign * value, -number, c)
-        for number, c in enumerate(checkpoints)
-        if (c.primary_metric is primary or c.primary_metric == primary)
-        and not c.superseded
-        and (value := c.primary_value) is not None
-    ]
-    return [c for _, _, c in sorted(ranked, key=lambda r: r[:2])]
-
-
-def latest(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
-    """The checkpoint made last (not the one with the highest step: steps may go back)."""
-    if isinstance(checkpoints, LazyCheckpoints):
-        return checkpoints.latest
-    return next((c for c in reversed(checkpoints) if not c.superseded), None)
-
-
 def differing_params(experiments: Iterable[ExperimentRecord]) -> list[str]:
     """Names of the params, dotted where nested, whose values are not the same in all experiments.
 
@@ -467,30 +311,3 @@ def differing_params(experiments: Iterable[ExperimentRecord]) -> list[str]:
     """
     # One that is damaged may have had any: it says nothing about what differs.
     return differing([flatten(e.params) for e in experiments if e.params or not e.damage])
-
-
-def differing(flat: Sequence[Mapping[str, Value]]) -> list[str]:
-    """The names whose values are not the same in all of these flat mappings."""
-    names = dict.fromkeys(name for values in flat for name in values)
-    missing = object()
-    return [
-        n for n in names if any(not same(p.get(n, missing), flat[0].get(n, missing)) for p in flat)
-    ]
-
-
-def same(left: Value, right: Value) -> bool:
-    """Whether two values mean the same: 1 and 1.0 do, NaN and NaN do, 1 and True do not."""
-    if isinstance(left, bool) is not isinstance(right, bool):
-        return False
-    return bool(left == right) or repr(left) == repr(right)
-
-
-def flatten(params: Mapping[str, Value], prefix: str = "") -> dict[str, Value]:
-    """Nested params under dotted names: {"a": {"b": 1}} is {"a.b": 1}. Lists stay whole."""
-    flat: dict[str, Value] = {}
-    for name, value in params.items():
-        if type(value) not in _SCALARS and isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

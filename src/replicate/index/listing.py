@@ -39,7 +39,7 @@ from replicate.together import THREADS, read_together
 _WINDOW = 128
 #: The code that decides what a record is: when it changes, what was kept before is worth nothing.
 _DECIDES = (
-    *("model", "records", "fold", "repository", "compact", "together"),
+    *("model", "outputs", "records", "fold", "repository", "compact", "together"),
     *("snapshots/rows", "index/entries", "index/listing", "index/shared"),
 )
 #: Told what is read, how many of them are done, and how many there are.
