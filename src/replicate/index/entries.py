@@ -105,7 +105,7 @@ class Kept:
     def record(self) -> ExperimentRecord:
         """The record as a read of the repository gives it, decoded as far as listings need."""
         summary, environment, packages = self.parts
-        packed, count, best, latest, primary = json.loads(summary.decode())
+        packed, count, best, latest, primary = _decode(summary.decode(), 0)[0]
         checkpoints = LazyCheckpoints(
             count,
             best and unpack(CheckpointRecord, best),
@@ -194,6 +194,8 @@ def packed_beat(stat: Stat, heartbeat: Heartbeat) -> bytes:
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+# As json.loads for what _encode has written, without a look at what stands around it.
+_decode = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 def _json(value: Any) -> bytes:
