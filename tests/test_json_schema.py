@@ -205,6 +205,10 @@ def samples(project: ProjectDirectory) -> Iterator[tuple[str, Any]]:
     yield "plot METRIC --scatter PARAM", run("plot", "loss", "--scatter", "lr")
     yield "plot METRIC --parallel", run("plot", "loss", "--parallel")
     yield "import", run("import", str(project.repository), "-R", str(project.path / "copy"))
+    other = str(project.path / "other")
+    yield "push", run("push", other)
+    yield "pull", run("pull", other)
+    yield "cp", run("cp", other, str(project.path / "third"), "--dry-run")
     yield "verify", run("verify", "--full")
     for blob in [p for p in project.repository.glob("blobs/*/*") if p.is_file()]:
         blob.chmod(0o644)
