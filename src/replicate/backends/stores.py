@@ -36,9 +36,9 @@ RETRIES: Any = {
 }
 _CONNECT = timedelta(seconds=5)
 #: For a request that carries little, and for one that carries up to 16 MiB over a slow line.
-_QUICK, _BULK = timedelta(seconds=30), timedelta(minutes=10)
+_QUICK, _BULK = timedelta(seconds=60), timedelta(minutes=10)
 #: How much is little (bytes).
-SMALL = 1 << 20
+SMALL = 256 << 10
 
 #: The process that first used obstore: its threads do not exist in a child that was forked off.
 _first_user: list[int] = []
