@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from replicate.backends.base import Backend
+import zstandard
+
 from replicate.backends.memory import MemoryBackend
-from replicate.blobs import hash_of, tree_key
-from replicate.model import Status, Stop
-from replicate.records import _digest, encode_time, new_id, stop_data, unseal
+from replicate.blobs import Recent, hash_of, tree_key
+from replicate.maintenance import compact
+from replicate.model import CheckpointRecord, Status, Stop
+from replicate.packs import pack_key
+from replicate.records import _digest, checkpoint_data, encode_time, new_id, stop_data, unseal
 from replicate.repository import Repository
+from replicate.tree import Source, add_tree
 from saving import Run, finished, store
 
 #: What a terminal would act on, or what would disguise a name: none of it may be written to one.
@@ -45,15 +50,59 @@ def nested(depth: int) -> Any:
 # ------------------------------------------------------------ a valid repository, and its bytes
 
 
-def valid() -> MemoryBackend:
+def valid_bucket() -> MemoryBackend:
+    """The same in a bucket: with packs, and with a snapshot of what is over."""
+    bucket = Remote()
+    repository = Repository(valid(bucket).forwarded(HOUR))
+    compact(repository)
+    run = Run(repository)
+    batch = repository.batch(compress=True, recent=Recent())
+    files = {"model.pth": b"3" * 1000, "log.txt": b"x", "sub/a.txt": b"y" * 50}
+    sources = [Source(path, view=memoryview(data)) for path, data in files.items()]
+    tree, size = add_tree(batch, sources, None)
+    batch.flush()
+    made = CheckpointRecord(
+        id=new_id(),
+        experiment=run.id,
+        created=datetime.now(UTC),
+        step=0,
+        path="model.pth",
+        tree=tree,
+        metrics={"loss": 1},
+        size=size,
+        stored=size,
+        packs=batch.packs_of(tree),
+    )
+    run.journal.append([("checkpoint", made.created, checkpoint_data(made))])
+    return bucket
+
+
+class Remote(MemoryBackend):
+    """A bucket, whose clock goes forward at will."""
+
+    remote = True
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        super().__init__(lambda: time.time() + self.ahead)
+
+    def forwarded(self, seconds: float) -> Remote:
+        self.ahead += seconds
+        return self
+
+
+HOUR = 2 * 3600.0
+
+
+def valid(backend: Any = None) -> Any:
     """A repository with something of everything: attempts, edits, streams, chunks, a checkout."""
-    backend = MemoryBackend()
+    backend = MemoryBackend() if backend is None else backend
     repository = Repository(backend)
     run = Run(repository, {"train.py": b"print(1)\n", "conf/a.yaml": b"lr: 1\n"})
     first = run.checkpoint({"model.pth": b"0" * 100, "log.txt": b"x"}, 0.5)
     run.checkpoint({"model.pth": b"1" * 100}, 0.25)
     run.beat()
-    time = datetime.now(UTC)
+    when = datetime.now(UTC)
     attempt = {
         "id": new_id(),
         "attempt": 2,
@@ -66,7 +115,7 @@ def valid() -> MemoryBackend:
         "environment": {"gpus": []},
         "packages": {"torch": "2"},
         "from_step": 0,
-        "restored": {"checkpoint": first, "attempt": 1, "time": encode_time(time)},
+        "restored": {"checkpoint": first, "attempt": 1, "time": encode_time(when)},
     }
     author = {"author": "ada@lovelace"}
     events: list[tuple[str, Mapping[str, Any]]] = [
@@ -82,14 +131,14 @@ def valid() -> MemoryBackend:
         ("delete", {"checkpoints": [new_id()]}),
     ]
     for number, (kind, data) in enumerate(events):
-        run.journal.append([(kind, time + timedelta(seconds=number), data)])
-    stop = {**stop_data(Stop(time, Status.FAILED, exit_code=1)), "attempt": 2}
+        run.journal.append([(kind, when + timedelta(seconds=number), data)])
+    stop = {**stop_data(Stop(when, Status.FAILED, exit_code=1)), "attempt": 2}
     error = {"type": "E", "message": "m", "traceback": "t"}
-    run.journal.append([("stop", time, {**stop, "exception": error, "signal": "SIGTERM"})])
-    _add_streams(repository, run.id, time)
+    run.journal.append([("stop", when, {**stop, "exception": error, "signal": "SIGTERM"})])
+    _add_streams(repository, run.id, when)
     document = {
         "id": new_id(),
-        "created": encode_time(time),
+        "created": encode_time(when),
         "directory": "/nowhere",
         "checked_out": run.id,
         "replaced": store(repository, {"old.py": b"1"}),
@@ -101,7 +150,7 @@ def valid() -> MemoryBackend:
     return backend
 
 
-def _add_streams(repository: Repository, id: str, time: datetime) -> None:
+def _add_streams(repository: Repository, id: str, when: datetime) -> None:
     log = {"source": "a", "first": 0, "points": [[0.5, 1, {"loss": 1}], None, [1, 2, {"x": 2}]]}
     text = {"stream": "stdout", "source": "a", "first": 0, "end": 1, "text": "hello\n"}
     sample = {"metrics": {"cpu": 1.0, "gpu.0.memory": 1}}
@@ -110,7 +159,7 @@ def _add_streams(repository: Repository, id: str, time: datetime) -> None:
         ("console", "output", text),
         ("system", "sample", sample),
     ):
-        repository.journal(id, new_id()[:16], stream).append([(kind, time, data)])
+        repository.journal(id, new_id()[:16], stream).append([(kind, when, data)])
 
 
 def sealed(value: Any) -> bytes:
@@ -167,12 +216,30 @@ def with_change(key: str, data: bytes, random: random.Random) -> bytes:
         return _dumped(changed(json.loads(data), random))
     if key.startswith("blobs/"):
         return spoilt(data, random)
+    if key.startswith("packs/"):
+        line, newline, rest = data.partition(b"\n")
+        return _dumped(changed(json.loads(line), random)) + newline + rest
+    if key.startswith("snapshots/parts/"):
+        return _with_changed_row(data, random)
+    if key.startswith("changes/"):
+        return data
     if key.endswith(".jsonl"):
         lines = data.splitlines(keepends=True)
         place = random.randrange(len(lines))
         lines[place] = _resealed(lines[place], random)
         return b"".join(random.sample(lines, len(lines)) if random.random() < 0.1 else lines)
     return _resealed(data, random)
+
+
+def _with_changed_row(data: bytes, random: random.Random) -> bytes:
+    """A part of a snapshot; only rows are compressed."""
+    if not data.startswith(b"\x28\xb5\x2f\xfd"):
+        return spoilt(data, random)
+    raw = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    lines = raw.splitlines(keepends=True)
+    place = random.randrange(len(lines))
+    lines[place] = _resealed(lines[place], random)
+    return zstandard.ZstdCompressor().compress(b"".join(lines))
 
 
 def _resealed(data: bytes, random: random.Random) -> bytes:
@@ -190,29 +257,59 @@ def _dumped(value: Any) -> bytes:
         return b"[" * 5_000 + b"]" * 5_000
 
 
-def hostile(base: Backend, seed: int) -> MemoryBackend:
+def hostile(base: MemoryBackend, seed: int) -> MemoryBackend:
     """A copy of a repository with some changes, the same for the same seed."""
     chance = random.Random(seed)
     keys = [stat.key for stat in base.list()]
     contents = {key: base.get(key) for key in keys}
     for key in chance.sample(keys, min(len(keys), chance.choice((1, 1, 2, 4)))):
         contents[key] = with_change(key, contents[key], chance)
-    _rename_trees(contents)
-    made = MemoryBackend()
+    _rename(contents, "trees/", tree_key)
+    _rename(contents, "packs/", pack_key)
+    _rename_parts(contents)
+    made = type(base)()
     for key, data in contents.items():
         made.put(key, data)
     return made
 
 
-def _rename_trees(contents: dict[str, bytes]) -> None:
-    """Put every tree under the name of its bytes, and name it so where it is used."""
-    for key in [key for key in contents if key.startswith("trees/")]:
+def _rename(contents: dict[str, bytes], prefix: str, key_of: Callable[[str], str]) -> None:
+    """Put every tree, or pack, under the name of its bytes, and name it so where it is used."""
+    for key in [key for key in contents if key.startswith(prefix)]:
         data = contents.pop(key)
-        old, new = key.rpartition("/")[2].removesuffix(".json"), hash_of(data)
-        contents[tree_key(new)] = data
+        old, new = key.rpartition("/")[2].partition(".")[0], hash_of(data)
+        contents[key_of(new)] = data
         if old != new:
             for other in [k for k in contents if k.startswith("experiments/")]:
                 contents[other] = replaced(contents[other], old, new)
+
+
+def _rename_parts(contents: dict[str, bytes]) -> None:
+    """The same for the parts of a snapshot, and their sizes in its manifest."""
+    for key in [key for key in contents if key.startswith("snapshots/parts/")]:
+        data = contents.pop(key)
+        new = hash_of(data)
+        contents[f"snapshots/parts/{new[:2]}/{new}"] = data
+        raw = data
+        if data.startswith(b"\x28\xb5\x2f\xfd"):
+            raw = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        for manifest in [k for k in contents if k.startswith("snapshots/manifests/")]:
+            contents[manifest] = _with_part(
+                contents[manifest], key.rpartition("/")[2], [new, len(data), len(raw)]
+            )
+
+
+def _with_part(manifest: bytes, old: str, part: list[Any]) -> bytes:
+    """A manifest in which `old` is that part; one that was spoilt stays so."""
+    try:
+        value = unseal(manifest, "")
+        for group in value["groups"]:
+            if group["rows"][0] == old:
+                group["rows"] = part
+            group["ids"] = [[i[0], *part] if i[1] == old else i for i in group["ids"]]
+        return sealed(value)
+    except Exception:
+        return manifest
 
 
 def replaced(data: bytes, old: str, new: str) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from conftest import posix
-from fuzz_repository import ACTIONS, NASTY_TEXT, hostile, nested, sealed, valid
+from fuzz_repository import ACTIONS, NASTY_TEXT, hostile, nested, sealed, valid, valid_bucket
 from replicate.backends.base import Backend
 from replicate.backends.local import LocalBackend
 from replicate.backends.memory import MemoryBackend
@@ -26,6 +26,7 @@ from replicate.cli import main
 from replicate.cli.provenance import lineage_lines
 from replicate.errors import ReplicateError, StorageError, UnsafeTreeError
 from replicate.index import Index
+from replicate.maintenance import check
 from replicate.model import ExperimentRecord, Origin, TreeRef
 from replicate.project import checkouts
 from replicate.project.lineage import lineage
@@ -47,6 +48,11 @@ def base() -> MemoryBackend:
     return valid()
 
 
+@pytest.fixture(scope="module")
+def bucket() -> MemoryBackend:
+    return valid_bucket()
+
+
 # ------------------------------------------------------------ every parser, over changed bytes
 
 
@@ -61,6 +67,23 @@ def test_whatever_was_changed_reading_ends_in_a_record_or_an_error_of_ours(
         except Exception as error:
             raise AssertionError(f"hostile(base, {seed})") from error
         assert outside(tmp_path) == [], f"hostile(base, {seed}) wrote elsewhere"
+
+
+def test_a_bucket_with_packs_and_a_snapshot_is_read_as_safely(
+    bucket: MemoryBackend, tmp_path: Path
+) -> None:
+    assert any(stat.key.startswith("packs/") for stat in bucket.list())
+    assert any(stat.key.startswith("snapshots/parts/") for stat in bucket.list())
+    for seed in range(20_000, 20_000 + ROUNDS // 2):
+        backend = hostile(bucket, seed)
+        try:
+            read_all(backend, tmp_path / "target" / str(seed))
+            Index(Repository(backend), None).matches(["0", "a"])
+            check(Repository(backend), full=True)
+        except ReplicateError:
+            continue
+        except Exception as error:
+            raise AssertionError(f"hostile(bucket, {seed})") from error
 
 
 def read_all(backend: Backend, target: Path) -> None:
@@ -78,7 +101,9 @@ def read_all(backend: Backend, target: Path) -> None:
             check_out(repository, ref, target)
     with contextlib.suppress(ReplicateError):
         checkouts.undo(repository, target)
-    Index(repository, None).records()
+    for record in Index(repository, None).records():
+        derived(record)
+        list(record.checkpoints)
 
 
 def derived(record: ExperimentRecord) -> None:

@@ -345,7 +345,7 @@ def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) 
         tuple(path) if type(path) is list else path,
         data["tree"],
         decode_value(data["metrics"]),
-        _primary_metric(primary["name"], primary["goal"]) if primary else None,
+        decode_primary_metric(primary),
         data.get("size"),
         data.get("stored"),
         False,
@@ -359,6 +359,11 @@ def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) 
     for assign, value in zip(_CHECKPOINT_SLOTS, values, strict=True):
         assign(made, value)
     return made
+
+
+def decode_primary_metric(value: Mapping[str, Any] | None) -> PrimaryMetric | None:
+    """The primary metric that a checkpoint names. Raises KeyError, TypeError or ValueError."""
+    return _primary_metric(value["name"], value["goal"]) if value else None
 
 
 def attempt_data(attempt: Attempt) -> dict[str, Value]:

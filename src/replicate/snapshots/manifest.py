@@ -10,7 +10,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from replicate import compression
+from replicate import checks, compression
 from replicate.backends.base import Backend
 from replicate.errors import DamagedError, KeyNotFoundError
 from replicate.records import decode_time, encode_time, seal_event, unseal
@@ -24,7 +24,6 @@ PART_BYTES = 16 << 20
 IDS_TOGETHER = 4096
 #: What a reader accepts at most of a manifest, of a part, and of a part as it is stored (bytes).
 MAX_MANIFEST, MAX_PART, MAX_STORED = 16 << 20, 64 << 20, 64 << 20
-_HASH = re.compile(r"[0-9a-f]{64}")
 _MANIFEST = re.compile(rf"{MANIFESTS}[0-9]{{10}}\.json")
 _DIGITS = "0123456789abcdef"
 #: Bytes of a checkpoint's id, and of the start of its experiment's, in a part of ids.
@@ -118,12 +117,12 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
         raise UnknownVersionError(f"{name} is of another version of the format")
     try:
         return Manifest(
-            natural(value["number"]),
+            checks.whole(value["number"]),
             decode_time(value["created"]),
-            str(value["writer"]),
+            checks.text(value["writer"]),
             tuple(map(_decode_group, value["groups"])),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DamagedError(f"{name} is not in the format this version reads ({error!r})") from error
 
 
@@ -157,8 +156,8 @@ def _encode_part(part: Part) -> list[Any]:
 def _decode_group(value: Mapping[str, Any]) -> Group:
     ids = tuple((_digits(digits), _decode_part(part)) for digits, *part in value["ids"])
     return Group(
-        natural(value["experiments"]),
-        natural(value["checkpoints"]),
+        checks.whole(value["experiments"]),
+        checks.whole(value["checkpoints"]),
         _decode_part(value["rows"]),
         ids,
     )
@@ -166,8 +165,8 @@ def _decode_group(value: Mapping[str, Any]) -> Group:
 
 def _decode_part(value: Sequence[Any]) -> Part:
     hash, stored, size = value
-    part = Part(hash, natural(stored), natural(size))
-    if not _HASH.fullmatch(hash) or part.stored > MAX_STORED or part.size > MAX_PART:
+    part = Part(checks.id(hash), checks.whole(stored), checks.whole(size))
+    if part.stored > MAX_STORED or part.size > MAX_PART:
         raise ValueError("no part of a snapshot")
     return part
 
@@ -176,12 +175,6 @@ def _digits(value: Any) -> str:
     if value not in ("", *_DIGITS):
         raise ValueError(f"ids that begin with {value!r}")
     return str(value)
-
-
-def natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a number of things")
-    return value
 
 
 # ---------------------------------------------------------------- parts

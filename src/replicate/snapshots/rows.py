@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from replicate import checks
 from replicate.backends.base import is_component
 from replicate.errors import DamagedError
 from replicate.fold import fold
@@ -16,12 +17,12 @@ from replicate.records import (
     Event,
     decode_event,
     decode_experiment,
+    decode_primary_metric,
     encode_event,
     encode_experiment,
     seal_event,
     unseal,
 )
-from replicate.snapshots.manifest import natural
 
 #: An experiment with a larger row is not taken into a snapshot (bytes).
 MAX_ROW = 1 << 20
@@ -155,22 +156,22 @@ def decode_row(head: Mapping[str, Any], lines: Sequence[bytes], name: str) -> Ro
         primary, beat = head["primary_metric"], head["heartbeat"]
         return Row(
             id=record.id,
-            files={str(key): natural(size) for key, size in head["files"].items()},
+            files={str(key): checks.whole(size) for key, size in head["files"].items()},
             record=replace(record, checkpoints=(), heartbeat=beat and _heartbeat(beat)),
-            events={str(writer): natural(n) for writer, n in head["events"].items()},
-            checkpoints=natural(head["checkpoints"]),
+            events={str(writer): checks.whole(n) for writer, n in head["events"].items()},
+            checkpoints=checks.whole(head["checkpoints"]),
             best=made[head["best"]] if head["best"] else None,
             latest=made[head["latest"]] if head["latest"] else None,
-            primary_metric=primary and PrimaryMetric(primary["name"], primary["goal"]),
-            beat=float(beat["modified"]) if beat else None,
+            primary_metric=decode_primary_metric(primary),
+            beat=checks.finite(beat["modified"]) if beat else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DamagedError(f"{name} has a row that this version cannot read ({error!r})") from error
 
 
 def _heartbeat(value: Mapping[str, Any]) -> Heartbeat:
-    events = {str(writer): natural(n) for writer, n in value["events"].items()}
-    return Heartbeat(math.inf, float(value["interval"]), events)
+    events = checks.counts(value["events"])
+    return Heartbeat(math.inf, checks.interval(value["interval"]), events)
 
 
 def _component(writer: Any) -> str:
