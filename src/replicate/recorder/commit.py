@@ -46,7 +46,7 @@ from replicate.spool import Job, Mapped, Spool, mapped
 from replicate.tree import Source, add_tree
 
 #: Seconds between two heartbeats on a local disk, and where each is a request.
-_INTERVAL, _REMOTE_INTERVAL = 10.0, 60.0
+INTERVAL, REMOTE_INTERVAL = 10.0, 60.0
 #: Seconds between two events that say what the logged metrics have come to.
 _SUMMARY_INTERVAL = 10.0
 #: How many jobs are committed together at most, so that their journal lines come soon.
@@ -106,7 +106,7 @@ class Committer:
         self._keep = keep
         self._retention: Retention | None = None
         #: Seconds between two heartbeats.
-        self.interval = _REMOTE_INTERVAL if repository.backend.remote else _INTERVAL
+        self.interval = REMOTE_INTERVAL if repository.backend.remote else INTERVAL
         self._journal: JournalWriter | None = None
         self._late = False
         self._summary: dict[str, Value] = {}
