@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+from replicate import checks
 from replicate.backends.base import Backend, Stat
 from replicate.backends.files import SYNC_THREADS, several
 from replicate.blobs import blob_key, tree_key
@@ -27,8 +28,6 @@ R = TypeVar("R")
 #: Objects of one directory of the layout, such as `blobs/ab/`, share this many characters.
 _SHARD = len("blobs/ab/")
 _PLACES = ("blobs/", "packs/", "trees/")
-#: What a bucket answers to one request for a listing.
-_PAGE = 1000
 #: How many threads wait for answers of a bucket, and how much is worked on at a time for each
 #: thread: bounds memory and keeps them busy.
 _WAITING, _WINDOW = 16, 4
@@ -110,15 +109,14 @@ def backups(repository: Repository) -> Iterator[Backup]:
     for stat in repository.backend.list("checkouts/"):
         name = f"{repository.url}/{stat.key}"
         try:
-            document = unseal(repository.backend.get(stat.key), name)
-            replaced, packs = document["replaced"], decode_packs(document)
-            tree_key(replaced)
+            document = unseal(repository.backend.get(stat.key, 0, checks.MAX_DOCUMENT), name)
+            replaced, packs = checks.id(document["replaced"]), decode_packs(document)
             yield Backup(stat, replaced, packs=packs)
         except KeyNotFoundError:
             continue
         except DamagedError as error:
             yield Backup(stat, None, str(error))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             yield Backup(stat, None, f"{name} is not in the format this version reads ({error!r})")
 
 
@@ -169,41 +167,20 @@ def stored(
 
     One that is stored in two encodings comes twice. A file that is no object is passed over.
     """
-    backend = repository.backend
-    for stat in _everything(backend) if among is None else _shards_of(repository, among):
+    for stat in _files(repository.backend, among):
         name = object_of(stat.key)
         if name is not None and (among is None or name in among):
             yield name, stat
 
 
-def _everything(backend: Backend) -> Iterator[Stat]:
-    """What lies where objects do. Of a bucket, what does not fit into one answer is asked for in
-    parts."""
-    for place in _PLACES:
-        stats = backend.list(place)
-        if not backend.remote:
-            yield from stats
-            continue
-        last = ""
-        for stat in islice(stats, _PAGE):
-            last = stat.key
-            yield stat
-        if next(stats, None) is not None:
-            shards = [f"{place}{number:02x}/" for number in range(256)]
-            rest = [shard for shard in shards if shard >= last[:_SHARD]]
-            yield from _listed(backend, rest, last)
-
-
-def _shards_of(repository: Repository, names: Collection[str]) -> Iterator[Stat]:
-    """What lies beside these objects."""
-    return _listed(repository.backend, sorted({name[:_SHARD] for name in names}))
-
-
-def _listed(backend: Backend, shards: Iterable[str], after: str = "") -> Iterator[Stat]:
-    """What is in these directories, and comes after `after`, in the order of the keys."""
+def _files(backend: Backend, among: Collection[str] | None) -> Iterator[Stat]:
+    """What lies where objects do, or beside those of `among`."""
+    if among is None:
+        return (stat for place in _PLACES for stat in backend.list(place))
+    shards = sorted({name[:_SHARD] for name in among})
 
     def found(shard: str) -> Iterable[Stat]:
-        return list(backend.list(shard, after=after if after.startswith(shard) else ""))
+        return list(backend.list(shard))
 
     lists = in_parallel(found, shards, _WAITING) if backend.remote else map(found, shards)
     return (stat for stats in lists for stat in stats)
