@@ -389,8 +389,8 @@ class Project:
         for recorder in live_recorders():
             recorder.wait()
         return maintenance.transfer(
-            self.repository,
-            other.repository,
+            _as_stored(self.repository),
+            _as_stored(other.repository),
             None if experiments is None else self._ids(experiments),
             compress=other.repository.compresses(self.config.compression),
             deletions=deletions,
@@ -528,7 +528,7 @@ class Project:
         repository = self._existing()
         found = self.resolve_all(prefixes) if prefixes else []
         ids = {f.id if isinstance(f, ExperimentRecord) else f[1].id for f in found}
-        there = Repository(uncached(repository.backend), repository.spools)
+        there = _as_stored(repository)
         return maintenance.check(there, ids, full=full, progress=progress or maintenance.silent)
 
     def _existing(self) -> Repository:
@@ -538,6 +538,11 @@ class Project:
                 hint="`replicate.init()` in a training script makes one.",
             )
         return self.repository
+
+
+def _as_stored(repository: Repository) -> Repository:
+    """The repository without what this machine keeps of it."""
+    return Repository(uncached(repository.backend), repository.spools)
 
 
 def _describe(found: Found) -> str:
