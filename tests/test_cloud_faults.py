@@ -28,7 +28,7 @@ from replicate.backends.base import Backend
 from replicate.backends.location import open_backend
 from replicate.backends.stores import RETRIES
 from replicate.errors import KeyNotFoundError, RefusedError, StorageError
-from servers import s3_environment
+from servers import Server, s3_environment
 
 BIG = bytes(range(256)) * 4096
 
@@ -210,10 +210,13 @@ def test_what_a_few_calls_cost(s3_proxy: FaultProxy, backend: Backend) -> None:
     assert appended == {"PUT": 1, "GET": 1}
 
 
-def test_a_long_list_is_asked_for_in_parallel(s3_proxy: FaultProxy, backend: Backend) -> None:
-    names = [f"blobs/{hashlib.sha256(b'%d' % i).hexdigest()}" for i in range(2500)]
+def test_a_long_list_is_asked_for_in_parallel(
+    s3_proxy: FaultProxy, backend: Backend, ministack: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"blobs/{hashlib.sha256(b'%d' % i).hexdigest()}" for i in range(1500)]
     names = [f"{name[:8]}/{name[6:]}" for name in names] + ["blobs/zz", "trees/a", "a"]
-    backend.put_if_absent(dict.fromkeys(names, b""))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", ministack.endpoint)  # the proxy need not count these
+    open_backend(s3_proxy.url, relative_to=Path()).put_if_absent(dict.fromkeys(names, b""))
     with s3_proxy.counting() as requests:
         assert keys(backend, "blobs/") == sorted(n for n in names if n.startswith("blobs/"))
     assert 3 < requests["LIST"] <= 20

@@ -52,6 +52,9 @@ _BATCH = 1000
 #: For how long an answer to "what time is it" is good (seconds).
 _CLOCK_GOOD_FOR = 300.0
 _CLOCK_KEY = ".clock"
+_TOUCH = ".touch/"
+#: What is left over there is older than this when its process has certainly crashed (seconds).
+_STALE = 3600.0
 
 
 class CloudBackend(Backend):
@@ -216,12 +219,12 @@ class CloudBackend(Backend):
 
     def _copy_there_and_back(self, store: Store, key: str) -> None:
         """Touch where a storage refuses to copy an object onto itself, with no byte sent."""
-        aside = f".touch/{uuid4().hex}"
+        aside = _TOUCH + uuid4().hex
         obstore.copy(store, key, aside)
         try:
             obstore.copy(store, aside, key)
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(BaseError, FileNotFoundError):  # what is left, a collector sweeps away
                 obstore.delete(store, aside)
 
     # Deleting
@@ -229,6 +232,8 @@ class CloudBackend(Backend):
     def delete(self, keys: Iterable[str], unless_modified_since: float | None = None) -> set[str]:
         wanted = sorted({validate_key(key) for key in keys})
         gone: set[str] = set()
+        if unless_modified_since is not None:
+            self._sweep()
         for start in range(0, len(wanted), _BATCH):
             there = self._heads(wanted[start : start + _BATCH])
             if unless_modified_since is None:
@@ -238,6 +243,13 @@ class CloudBackend(Backend):
                     old = self._old(self._heads(old), unless_modified_since)
                     gone |= self._purge(old, unless_modified_since, has_time)
         return gone
+
+    def _sweep(self) -> None:
+        """Remove the copies of those who have crashed while they touched something."""
+        limit = self.clock() - _STALE
+        for meta in Listing(self._stores, self.url).list(_TOUCH, ""):
+            if meta["last_modified"].timestamp() < limit:
+                self._remove_one(self._stores().quick, meta["path"])
 
     def _purge(self, keys: Keys, limit: float, has_time: Callable[[], bool]) -> set[str]:
         """Delete the keys; those that are gone by it. Before it tries again it looks again."""
@@ -277,7 +289,7 @@ class CloudBackend(Backend):
         return [key for key, stat in found.items() if stat.modified < limit]
 
     def _remove_one(self, store: Store, key: str) -> None:
-        with suppress(FileNotFoundError):
+        with explained("delete", self.url, key), suppress(FileNotFoundError):
             obstore.delete(store, key)
 
     # Time
