@@ -135,6 +135,56 @@ def test_after_a_kill_of_the_helper_the_run_goes_on_and_is_saved_whole(
 
 
 @linux
+@pytest.mark.parametrize("what_then", ["replaced", "deleted", "overwritten"])
+def test_a_file_that_a_killed_helper_had_not_copied_is_saved_as_it_was_or_called_lost(
+    project: ProjectDirectory, what_then: str
+) -> None:
+    process = project.start(
+        """
+        import os, sys, replicate
+        experiment = replicate.init(path=None)
+        experiment.wait()
+        open("large", "wb").write(b"old " * 100_000)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        experiment.checkpoint("large", step=1)
+        if sys.argv[1] == "replaced":
+            open("new", "wb").write(b"new " * 100_000)
+            os.replace("new", "large")
+        elif sys.argv[1] == "deleted":
+            os.unlink("large")
+        print("taken", flush=True)
+        sys.stdin.readline()
+        if sys.argv[1] == "overwritten":
+            open("large", "wb").write(b"new " * 100_001)
+        experiment.wait()
+        print("descriptors", sum("large" in os.readlink(f.path) for f in os.scandir(FDS)
+            if os.path.lexists(f.path)), flush=True)
+    """.replace("FDS", '"/proc/self/fd"'),
+        what_then,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    (helper,) = project.helpers()
+    os.kill(helper, signal.SIGSTOP)  # so that it has copied nothing yet
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "taken\n"
+    os.kill(helper, signal.SIGKILL)
+    said = process.communicate("go on\n")
+    assert said[0] == "descriptors 0\n"
+    record = project.record()
+    assert record.status is Status.FINISHED
+    (checkpoint,) = record.checkpoints
+    if what_then == "overwritten":
+        assert "large could not be saved" in " ".join(record.problems)
+        assert saved_files(project, checkpoint) == {}
+    else:
+        assert saved_files(project, checkpoint) == {"large": b"old " * 100_000}
+        assert record.problems == ()
+
+
+@linux
 @pytest.mark.parametrize("seed", range(4))
 def test_after_a_kill_of_both_the_next_run_finishes_what_was_left(
     project: ProjectDirectory, seed: int

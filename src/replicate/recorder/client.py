@@ -22,6 +22,7 @@ from replicate.errors import StorageError
 from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, Stop, Value, short
 from replicate.recorder import capture
 from replicate.recorder.console import Console
+from replicate.recorder.holds import Holds
 from replicate.recorder.link import HelperGone, HelperLink, Saver
 from replicate.recorder.pace import REMOTE
 from replicate.recorder.points import PointLog
@@ -81,8 +82,8 @@ class Recorder:
         self._said: set[str] = set()
         self._kept: list[_Kept] = []
         self._restarts = 0
-        #: Files that the helper is to copy: the job, where to, and how many bytes.
-        self._leased: list[tuple[str, Path, int]] = []
+        #: Files that the helper is to copy.
+        self._holds = Holds()
         #: Bytes that were spooled since the spool was last looked at.
         self._unseen = 0
         self._saver: Saver | None = None
@@ -242,6 +243,7 @@ class Recorder:
             self._report_lost()
         _live.discard(self)
         with self._guarded("the end of the run"):
+            self._holds.release(lambda job: False)
             if self._saver is not None:
                 self._saver.close(at_exit=at_exit)
             if self._console is not None:
@@ -259,12 +261,12 @@ class Recorder:
     def pending(self) -> int:
         """Bytes that are not in the repository yet: in the spool, or held still by a lease until
         the helper has copied them there."""
-        self._leased = [
-            (job, copy, size)
-            for job, copy, size in self._leased
-            if self._spool.has(job) and not copy.exists()
-        ]
-        return self._spool.size() + sum(size for _, _, size in self._leased)
+        return self._spool.size() + self._release_copied()
+
+    def _release_copied(self) -> int:
+        """Let go of the files that the helper has copied; return the bytes of the others."""
+        kept = {name for name, _, _ in self._kept}
+        return self._holds.release(lambda job: job in kept or self._spool.has(job))
 
     @property
     def progress(self) -> int:
@@ -375,7 +377,7 @@ class Recorder:
                 if taken.fd is None:
                     return place
                 if helper.pass_lease(taken, job, number):
-                    self._leased.append((job, beside, item.size))
+                    self._holds.add(taken, job, number, beside)
                     return {**place, "helper": helper.number}
         with capture.take(item.source, beside, lease=False) as taken:
             return {**place, "state": list(taken.state)}
@@ -394,13 +396,15 @@ class Recorder:
 
     def _start_helper(self) -> None:
         console = self._console.settings if self._console else {"tails": [], "watch": None}
+        self._release_copied()
+        held = self._holds.inherited()
         try:
             self._saver = HelperLink(
                 self._restarts,
                 self._spool,
                 self._lock_descriptor,
-                {**self._settings, "console": console},
-                self._console.descriptors if self._console else (),
+                {**self._settings, "console": console, "held": held},
+                (*(self._console.descriptors if self._console else ()), *(h["fd"] for h in held)),
             )
         except (OSError, ValueError) as error:
             self.report(f"No helper process can be started here ({error}): {self._instead}")
@@ -418,6 +422,7 @@ class Recorder:
         from replicate.recorder.commit import Committer
         from replicate.recorder.foreground import Foreground, Kept
 
+        self._holds.copy_here()
         if not self._online:
             self._saver = Kept()
             return
@@ -444,6 +449,7 @@ class Recorder:
                 break
             except HelperGone:
                 self._replace_helper()
+        self._release_copied()
         for problem in problems:
             self.report(problem)
 
@@ -469,6 +475,7 @@ class Recorder:
             except _Stalled as stalled:
                 trouble = str(stalled)
                 break
+        self._release_copied()
         if trouble:
             self.report(
                 f"Not everything could be saved: {trouble}\nWhat is pending is in "
@@ -517,6 +524,7 @@ class Recorder:
         """In a forked child: the lock may be held by a thread that is not here, and the lock on
         the spool is the parent's and the helper's."""
         self._lock = threading.RLock()
+        self._holds.forget()
         self._points.renew()
         if self._console is not None:
             self._console.after_fork()

@@ -51,8 +51,16 @@ def open_private(path: Path) -> int:
     return fd
 
 
+def reopen_private(fd: int) -> int:
+    """Another such descriptor of the same file, whatever its name is by now, that has no part in
+    a lease of the first."""
+    if sys.platform == "linux":
+        return open_private(Path(f"/proc/self/fd/{fd}"))
+    raise OSError(errno.ENOSYS, "no leases on this platform")
+
+
 def close_private(fd: int) -> None:
-    """Close what `open_private` returned."""
+    """Close what `open_private` or `reopen_private` returned."""
     with _private_lock:
         _private.discard(fd)
         os.close(fd)

@@ -72,6 +72,7 @@ class Helper:
         self._told = 0.0
         self._copies = threading.Condition()
         self._copied: set[Path] = set()
+        self._held: list[Mapping[str, Any]] = settings["held"]
         self._directory = Path(settings["directory"])
         self._socket = socket.socket(fileno=settings["socket"])
         self._watch: int | None = settings["watch"]
@@ -91,6 +92,8 @@ class Helper:
 
     def run(self) -> None:
         """Save, retry what fails, and return when there is nothing left to wait for."""
+        for held in self._held:  # a helper that died has left them
+            self._take_copy(held, held["fd"])
         threading.Thread(target=self._listen, daemon=True).start()
         if self._samples:
             self._sampling.start()
