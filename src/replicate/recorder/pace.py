@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from replicate.spool import Spool
@@ -34,17 +35,20 @@ REMOTE = Rules(jobs=5.0, streams=30.0, patience=600.0, last_retry=60.0)
 class Pace:
     """What of a spool is to be committed now, and when to try again what has failed."""
 
-    def __init__(self, rules: Rules, spool: Spool) -> None:
+    def __init__(
+        self, rules: Rules, spool: Spool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.rules = rules
         self._spool = spool
-        self._jobs_at = self._streams_at = 0.0
+        self._clock = clock
+        self._jobs_at = self._streams_at = clock()
         self._retry = _FIRST_RETRY
         self._failed_at: float | None = None
         self._failing_since = 0.0
 
     def due(self) -> tuple[bool, bool]:
         """Whether jobs are to be committed now, and whether streams are."""
-        now = time.monotonic()
+        now = self._clock()
         return now >= self._jobs_at or self._is_much(), now >= self._streams_at
 
     def _is_much(self) -> bool:
@@ -52,7 +56,7 @@ class Pace:
 
     def committed(self, *, jobs: bool, streams: bool) -> None:
         """Take note of what was committed just now."""
-        now = time.monotonic()
+        now = self._clock()
         if jobs:
             self._jobs_at = now + self.rules.jobs
         if streams:
@@ -62,7 +66,7 @@ class Pace:
     def failed(self) -> float:
         """Take note of a failure; return after how many seconds to try again. Many runs that have
         failed together do not come back together."""
-        now = time.monotonic()
+        now = self._clock()
         if self._failed_at is None:
             self._failing_since = now
         self._failed_at = now
@@ -71,11 +75,11 @@ class Pace:
 
     def has_just_failed(self, seconds: float) -> bool:
         """Whether the last try has failed, so few seconds ago that another will as well."""
-        return self._failed_at is not None and time.monotonic() - self._failed_at < seconds
+        return self._failed_at is not None and self._clock() - self._failed_at < seconds
 
     def restart_patience(self) -> None:
         """Count from now how long it fails."""
-        self._failing_since = time.monotonic()
+        self._failing_since = self._clock()
 
     @property
     def is_exhausted(self) -> bool:
