@@ -76,10 +76,14 @@ class ProjectDirectory:
 
     def cli(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
         """Run the `replicate` command."""
-        process = self._start([sys.executable, "-m", "replicate", *arguments], {})
+        process = self.type(*arguments)
         out, err = process.communicate()
         assert process.returncode == expect, f"exit code {process.returncode}\n{err}"
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def type(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the `replicate` command, with pipes for all it reads and writes."""
+        return self._start([sys.executable, "-m", "replicate", *arguments], {})
 
     def _start(self, command: list[str], environ: dict[str, str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(

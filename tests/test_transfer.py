@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from conftest import ProjectDirectory
 from replicate.backends.base import Content
 from replicate.backends.local import LocalBackend
+from replicate.backends.location import open_backend
 from replicate.backends.memory import MemoryBackend
 from replicate.blobs import Recent, blob_key, hash_of, tree_key
 from replicate.cli import main
@@ -643,3 +644,40 @@ def test_a_push_names_what_is_lost_and_fails(project: ProjectDirectory, tmp_path
     assert typed("push", str(tmp_path / "copy"), code=1).startswith("Copied 1 experiment, 1 object")
     assert typed("pull", str(tmp_path / "nowhere"), code=2) == ""
     assert typed("push", str(tmp_path / "copy"), "--filter", "status = failed", code=2) == ""
+
+
+def test_a_push_that_was_killed_is_finished_by_another(
+    project: ProjectDirectory, s3_url: str
+) -> None:
+    here = Repository(LocalBackend(project.repository))
+    here.create()
+    for run in range(3):
+        parts = {f"{i}": f"{run} {i} ".encode() * 100 for i in range(40)}
+        finished(here, parts, {**parts, "0": b"other"})
+    bucket = Repository(open_backend(s3_url, relative_to=project.path))
+    for least in (1, 60, 120):
+        process = project.type("push", s3_url)
+        while process.poll() is None and len(objects(bucket.backend)) < least:
+            pass
+        process.kill()
+        process.wait()
+        assert broken(bucket) == {}
+    typed("push", s3_url)
+    assert files(bucket) == files(here)
+    assert check(bucket, full=True).damage == ()
+    assert "3 there already" in typed("push", s3_url)
+
+
+def test_a_script_pushes_and_pulls_what_it_has_chosen(
+    project: ProjectDirectory, tmp_path: Path
+) -> None:
+    here = Repository(LocalBackend(project.repository))
+    here.create()
+    first, second = finished(here, {"m": b"1"}), finished(here, {"m": b"2"})
+    mine = project.open()
+    done = mine.push(tmp_path / "copy", [mine.experiments.get(first)])
+    assert done.ids[Outcome.ADDED] == [first]
+    other = mine.elsewhere(tmp_path / "copy")
+    assert [e.id for e in other.experiments.list()] == [first]
+    assert other.pull(mine, [second[:10]]).ids[Outcome.ADDED] == [second]
+    assert other.pull(project.path).ids[Outcome.PRESENT] == sorted([first, second])
