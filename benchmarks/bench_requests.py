@@ -36,6 +36,7 @@ for step in range(count):
             file.write(os.urandom(min(size - start, 1 << 24)))
     experiment.checkpoint("model.pth", step=step, metrics={"loss": 1 / (step + 1)})
     time.sleep(pause)
+time.sleep(0 if count else pause)
 experiment.stop()
 """
 #: The files of a project, as many as there are and of such sizes: bytes.
@@ -137,6 +138,7 @@ def main() -> None:
 def recording(bench: Bench) -> None:
     """What runs ask, from their start to their end."""
     bench.count("a run that saves nothing", "train", "0", "0", "0", project=bench.project())
+    bench.count("the same for 5 minutes", "train", "0", "0", "300", project=bench.project())
     project = bench.project()
     for number in range(FILES):
         (project / f"module{number}.py").write_bytes(os.urandom(FILE // 2).hex().encode())
@@ -145,7 +147,9 @@ def recording(bench: Bench) -> None:
     for what, count, size, pause in (
         ("1 checkpoint of 8 KB", 1, 8000, 0.0),
         ("100 checkpoints of 8 KB in a second", 100, 8000, 0.01),
+        ("1,000 checkpoints of 8 KB in 10 seconds", 1000, 8000, 0.01),
         ("60 checkpoints of 8 KB, one a second", 60, 8000, 1.0),
+        ("10 checkpoints of 8 KB, one each 10 s", 10, 8000, 10.0),
         ("1 checkpoint of 1 GiB", 1, 1 << 30, 0.0),
     ):
         project = bench.project()

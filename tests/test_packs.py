@@ -7,21 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from replicate import blobs
 from replicate.backends.base import Backend, Content
 from replicate.backends.local import LocalBackend
 from replicate.backends.location import open_backend
 from replicate.backends.memory import MemoryBackend
-from replicate.blobs import Recent, blob_key, read_blob
+from replicate.blobs import FRESH, TOUCHED, Recent, blob_key, read_blob
 from replicate.errors import DamagedError, KeyNotFoundError, UsageError
+from replicate.index import Index
 from replicate.maintenance import check, collect, measure, plan_removal, remove
-from replicate.maintenance.gc import REMOTE_GRACE
-from replicate.model import CheckpointRecord, ExperimentRecord
+from replicate.maintenance.gc import GRACE, REMOTE_GRACE
+from replicate.model import Attempt, CheckpointRecord, ExperimentRecord
 from replicate.packs import (
     MAX_PACK,
     PACK_BYTES,
@@ -32,7 +36,7 @@ from replicate.packs import (
     pack_key,
 )
 from replicate.project import checkouts
-from replicate.records import checkpoint_data, new_id, now
+from replicate.records import attempt_data, checkpoint_data, new_id, now
 from replicate.repository import Repository
 from replicate.tree import Source, add_tree, reader
 
@@ -40,7 +44,8 @@ Files = Mapping[str, bytes]
 
 
 class Bucket(MemoryBackend):
-    """A bucket in memory that counts its requests, with a clock that only goes when told."""
+    """A bucket in memory that counts its requests and touches what is there as seldom as it may,
+    with a clock that only goes when told."""
 
     remote = True
 
@@ -55,7 +60,8 @@ class Bucket(MemoryBackend):
 
     def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
         self.requests["put"] += len(items)
-        return super().put_if_absent(items, fresh=fresh)
+        young = {k for k in items if (s := self.stat(k)) and self.time - s.modified < fresh}
+        return super().put_if_absent({k: c for k, c in items.items() if k not in young})
 
 
 class Run:
@@ -217,6 +223,42 @@ def test_what_a_file_has_stored_counts_once(repository: Repository) -> None:
         batch.flush()
         stored.append(dict(batch.stored))
     assert stored == [{"first": 13, "second": 6}, {}]
+
+
+def test_a_listing_keeps_where_files_are(
+    bucket: Bucket, repository: Repository, tmp_path: Path
+) -> None:
+    run = Run(repository, {"train.py": b"import replicate\n", "model.py": b"pass\n"})
+    (made,) = run.checkpoints(small(1))
+    for _ in ("cold", "warm"):
+        (listed,) = Index(Repository(bucket), tmp_path).records()
+        assert listed.packs == repository.experiment(run.id).packs != ()
+        assert [c.packs for c in listed.checkpoints] == [made.packs]
+        assert listed.latest() == made
+        bucket.time += 60  # until what was listed is old enough to be kept
+
+
+def test_a_run_that_is_resumed_names_the_packs_of_its_code(repository: Repository) -> None:
+    run = Run(repository, {"train.py": b"import replicate\n", "model.py": b"pass\n"})
+    (again,) = run.store([{"train.py": b"import os\n", "model.py": b"pass\n"}])
+    attempt = Attempt(
+        number=2,
+        created=now(),
+        params={},
+        user="ada",
+        host="lovelace",
+        command="train.py",
+        path=".",
+        tree=again[0],
+        packs=again[1],
+    )
+    data = {**attempt_data(attempt), "id": new_id()}
+    journal = repository.journal(run.id, new_id()[:16], attempt=2)
+    journal.append([("attempt", attempt.created, data)])
+    record = repository.experiment(run.id)
+    assert record.tree_ref == again
+    assert [len(a.packs) for a in record.attempts] == [1, 2]
+    assert check(repository, full=True).damage == ()
 
 
 def test_a_repository_on_a_disk_has_no_packs(tmp_path: Path) -> None:
@@ -478,3 +520,98 @@ def test_a_real_bucket_keeps_and_gives_back_packs(s3_url: str, tmp_path: Path) -
     plan = plan_removal(run.repository, [experiment], force=True)
     assert plan.bytes == found.stored
     assert remove(run.repository, plan).problem is None
+
+
+# ---------------------------------------------------------------- beside a collector
+
+
+class Writers(RuleBasedStateMachine):
+    """Runs that save the same few files, people who delete, a collector with the shortest grace
+    that there is, and time that passes in between: whatever is committed can be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bucket = Bucket()
+        self.repository = Repository(self.bucket)
+        self.runs = [Run(self.repository), Run(self.repository)]
+        self.stored: dict[int, tuple[float, CheckpointRecord]] = {}
+        self.live: list[tuple[Run, CheckpointRecord, Files]] = []
+        self.contents: dict[str, Files] = {}
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(blobs, "time", SimpleNamespace(time=lambda: self.bucket.time))
+
+    @rule(run=st.integers(0, 1), files=st.sampled_from(["a", "b", "ab"]))
+    def store(self, run: int, files: str) -> None:
+        began = self.bucket.time
+        version = {name: name.encode() * 1000 for name in files}
+        ((tree, packs),) = self.runs[run].store([version])
+        made = CheckpointRecord(
+            id=new_id(),
+            experiment=self.runs[run].id,
+            created=now(),
+            step=None,
+            path=".",
+            tree=tree,
+            packs=packs,
+            metrics={},
+        )
+        self.stored[run] = began, made
+        self.contents[made.id] = version
+
+    @rule(run=st.integers(0, 1))
+    def commit(self, run: int) -> None:
+        began, made = self.stored.pop(run, (0.0, None))
+        if made is not None and self.bucket.time - began <= FRESH:  # else it is stored again
+            data = checkpoint_data(made)
+            self.runs[run].journal.append([("checkpoint", made.created, data)])
+            self.live.append((self.runs[run], made, self.contents[made.id]))
+
+    @rule()
+    def delete(self) -> None:
+        for run, made, _ in self.live:
+            run.journal.append([("delete", now(), {"checkpoints": [made.id]})])
+        self.live.clear()
+
+    @rule(seconds=st.sampled_from([590, 890, 1790]))
+    def wait(self, seconds: float) -> None:
+        self.bucket.time += seconds
+
+    @rule()
+    def collect(self) -> None:
+        collect(self.repository, grace=GRACE)
+
+    @invariant()
+    def all_is_there(self) -> None:
+        for _, made, files in self.live:
+            assert contents(self.repository, made) == files
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+
+def test_what_is_remembered_for_longest_outlives_a_collector() -> None:
+    runs = Writers()
+    try:
+        runs.store(run=0, files="a")
+        runs.commit(run=0)
+        runs.delete()
+        runs.wait(TOUCHED - 1)
+        runs.store(run=1, files="a")  # it is there, and young enough not to be touched
+        runs.wait(FRESH / 2 - 1)
+        asked = Counter(runs.bucket.requests)
+        runs.store(run=1, files="a")  # it is remembered
+        assert runs.bucket.requests == asked
+        runs.wait(FRESH)
+        runs.collect()
+        runs.commit(run=1)
+        assert len(runs.live) == 1
+        runs.all_is_there()
+        assert (
+            runs.bucket.requests["put"] == len(["repository.json", "the pack", "found again"]) + 4
+        )
+    finally:
+        runs.teardown()
+
+
+TestWriters = Writers.TestCase
+TestWriters.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
