@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -19,7 +20,7 @@ from replicate.blobs import blob_key, copy_blob, hash_of, read_blob
 from replicate.errors import DamagedError
 from replicate.packs import PackedView, Packs, encode_pack, pack_key
 from replicate.repository import Repository
-from replicate.tree import open_entry
+from replicate.tree import Entry, open_entry, stage
 from saving import store
 
 LIMIT = 64 << 20
@@ -223,3 +224,75 @@ def test_of_a_large_file_only_the_chunks_that_are_read_are_fetched(
         file.seek(-10, os.SEEK_END)
         assert file.read() == content[-10:]
     assert {key.split("/")[2][:64] for key in bucket.read} == {entry.blobs[-1][0]}
+
+
+@pytest.fixture
+def chunked(bucket: Bucket) -> tuple[Entry, bytes]:
+    """A file of many chunks."""
+    chunks = [os.urandom(1000) for _ in range(20)]
+    content = b"".join(chunks)
+    named = tuple((blob(bucket, chunk), 1000) for chunk in chunks)
+    return Entry("model.pth", "file", 0o644, len(content), hash_of(content), named), content
+
+
+def test_who_reads_on_finds_the_next_chunks_there(
+    bucket: Bucket, chunked: tuple[Entry, bytes]
+) -> None:
+    entry, content = chunked
+    at_once = Barrier(4)
+
+    class Slow(Bucket):
+        """Gives out chunks of the middle only four at a time."""
+
+        def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+            if any(hash in key for hash, _ in entry.blobs[3:11]):
+                at_once.wait(timeout=20)
+            return bucket.get(key, start, length)
+
+    slow = Slow()
+    with open_entry(slow, entry) as file:
+        assert file.read() == content
+    assert len(bucket.read) == len(entry.blobs)
+
+
+def test_who_jumps_about_is_not_read_ahead_for(
+    bucket: Bucket, chunked: tuple[Entry, bytes]
+) -> None:
+    entry, content = chunked
+    bucket.forget()
+    with open_entry(bucket, entry) as file:
+        for place in (15_000, 4000, 18_500, 100):
+            file.seek(place)
+            assert file.raw.read(10) == content[place : place + 10]
+    assert len(bucket.read) == 4
+
+
+def test_many_small_files_are_fetched_at_once(tmp_path: Path) -> None:
+    at_once = Barrier(8)
+
+    class Slow(Bucket):
+        def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+            if waiting:
+                at_once.wait(timeout=20)
+            return super().get(key, start, length)
+
+    waiting: list[bool] = []
+    slow = Slow()
+    contents = [os.urandom(100) for _ in range(32)]
+    entries = [
+        Entry(f"{number}.bin", "file", 0o644, 100, blob(slow, content))
+        for number, content in enumerate(contents)
+    ]
+    waiting.append(True)
+    with stage(slow, entries, tmp_path / "there") as staged:
+        staged.move_into_place()
+    assert [(tmp_path / "there" / e.path).read_bytes() for e in entries] == contents
+
+
+def test_what_is_compressed_as_the_chunk_before_is_found_with_one_request(bucket: Bucket) -> None:
+    contents = [bytes([number]) * 1000 for number in range(20)]
+    hashes = [blob(bucket, content, ".p4.zst") for content in contents]
+    bucket.forget()
+    for hash, content in zip(hashes, contents, strict=True):
+        assert read_blob(bucket, hash, 1000) == content
+    assert bucket.requests["GET"] <= len(contents) + 3

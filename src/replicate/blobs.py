@@ -263,11 +263,28 @@ def read_stored(backend: Backend, hash: str, size: int) -> tuple[str, bytes, byt
     return suffix, payload, data
 
 
+class _Usual:
+    """In which order to look for an encoding where each look costs a request: most blobs of a file
+    have that of the one before."""
+
+    def __init__(self) -> None:
+        self.first = compression.SUFFIXES
+
+    def is_now(self, suffix: str) -> None:
+        if self.first[0] != suffix:
+            self.first = (suffix, *(other for other in compression.SUFFIXES if other != suffix))
+
+
+_usual = _Usual()
+
+
 def _find(backend: Backend, hash: str) -> tuple[str, bytes]:
     """The encoding in which a blob is stored, and the bytes as they are stored."""
-    for suffix in compression.SUFFIXES:
+    for suffix in _usual.first if backend.remote else compression.SUFFIXES:
         with suppress(KeyNotFoundError):
-            return suffix, backend.get(blob_key(hash, suffix), 0, MAX_BLOB + 1)
+            found = backend.get(blob_key(hash, suffix), 0, MAX_BLOB + 1)
+            _usual.is_now(suffix)
+            return suffix, found
     raise DamagedError(f"{backend.url}/{blob_key(hash)} is missing", hint=_NEXT)
 
 

@@ -26,8 +26,9 @@ from replicate.tree.manifest import Entry, permission_bits
 #: Called with the bytes that are done and those there are in all.
 Progress = Callable[[int, int], None]
 
-#: Hashing keeps a core busy; a few threads more hide the waiting for a bucket.
+#: Hashing keeps a core busy; many threads more hide the waiting for a bucket.
 _THREADS = max(4, os.cpu_count() or 1)
+_REMOTE_THREADS = 16
 #: What one thread writes in one go is at least this long, unless the file is shorter (bytes).
 _PART = 4 << 20
 
@@ -170,7 +171,7 @@ def _fill(
         else:
             place.touch(exist_ok=False)
     parts = (p for e, place in zip(entries, places, strict=True) for p in _parts(e, place))
-    for size in each(write, parts, _THREADS):
+    for size in each(write, parts, _REMOTE_THREADS if backend.remote else _THREADS):
         done += size
         if progress is not None:
             progress(done, total)
