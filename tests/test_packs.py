@@ -615,3 +615,26 @@ def test_what_is_remembered_for_longest_outlives_a_collector() -> None:
 
 TestWriters = Writers.TestCase
 TestWriters.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_memory_does_not_grow_with_the_packs_that_are_read(
+    bucket: Bucket, repository: Repository
+) -> None:
+    noise = blake3(b"noise").digest(length=1 << 20)
+    made = []
+    for number in range(60):
+        objects = {blob_key(f"{number:02}" * 32): noise, blob_key("ab" * 32): b"x"}
+        hash, data = encode_pack(objects)
+        bucket.put(pack_key(hash), data)
+        made.append(hash)
+    packs = Packs(bucket)
+    for hash in made:
+        place = packs.directory(hash).places[blob_key(f"{made.index(hash):02}" * 32)]
+        assert packs.read(hash, place) == noise
+    held = sum(pack.memory for pack in packs._packs.values())
+    assert 16 << 20 < held <= 32 << 20
+    bucket.requests.clear()
+    packs.directory(made[-1])
+    assert bucket.requests == {}
+    packs.directory(made[0])
+    assert bucket.requests == {"get": 1}

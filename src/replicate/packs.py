@@ -28,8 +28,8 @@ MAX_PACK, MAX_HEADER = 8 << 20, 1 << 20
 #: What is fetched of a pack at first: all of most of them; of others the first line and the trees,
 #: which come first, so that who follows references need not read the rest.
 _FIRST = 256 << 10
-#: How much of packs stays in memory (bytes).
-_KEPT = 32 << 20
+#: How much of packs stays in memory, what they say that they hold included (bytes), and how many.
+_KEPT, _KEPT_PACKS, _PLACE = 32 << 20, 256, 400
 
 _HASH = r"(?P<ab>[0-9a-f]{2})/(?P<hash>(?P=ab)[0-9a-f]{62})"
 _BLOB = re.compile(rf"(?P<name>blobs/{_HASH})(?:{'|'.join(map(re.escape, SUFFIXES))})")
@@ -142,6 +142,11 @@ class _Pack:
     directory: Directory | None = None
     data: bytes = b""
 
+    @property
+    def memory(self) -> int:
+        places = 0 if self.directory is None else len(self.directory.places)
+        return len(self.data) + places * _PLACE
+
 
 class Packs:
     """The packs of a backend, those that were used last kept in memory. For use by many threads:
@@ -225,9 +230,9 @@ class Packs:
     def _bound(self) -> None:
         """Forget what was not used for longest. Who is reading it at this moment goes on."""
         with self._lock:
-            size = sum(len(pack.data) for pack in self._packs.values())
-            while size > _KEPT and len(self._packs) > 1:
-                size -= len(self._packs.popitem(last=False)[1].data)
+            size = sum(pack.memory for pack in self._packs.values())
+            while len(self._packs) > 1 and (size > _KEPT or len(self._packs) > _KEPT_PACKS):
+                size -= self._packs.popitem(last=False)[1].memory
 
 
 def _verify(data: bytes, directory: Directory, hash: str, name: str) -> None:
