@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from buckets import Bucket
+from conftest import ProjectDirectory
 from replicate.backends.base import Content
 from replicate.changes import HOLDS, STALE, Announcements, marked, marker
 from replicate.errors import RepositoryError, StorageError
@@ -488,3 +490,30 @@ def test_a_bad_snapshot_costs_time_and_is_replaced(
     same(Index(repository, None), repository)
     Index(repository, None).records()
     assert len(marked(bucket)) == 0
+
+
+# ---------------------------------------------------------------- on a server
+
+
+def test_a_real_bucket_is_compacted_and_listed(
+    project: ProjectDirectory, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("replicate.yaml", f"repository: {s3_url}")
+    repository = project.open().repository
+    repository.create()
+    ids = [over(repository, 0.5, 0.25) for _ in range(3)]
+    waiting = json.loads(project.cli("compact", "--json").stdout)
+    assert (waiting["experiments"], waiting["waiting"]) == (0, 3)
+    monkeypatch.setattr("replicate.maintenance.compaction.STALE", -HOUR)
+    assert compact(repository).experiments == 3
+    assert marked(repository.backend) == {}
+    assert (
+        "Took 0 experiments into the shared listing: 3 are in it" in project.cli("compact").stdout
+    )
+    person = Repository(repository.backend)
+    tag(person, ids[0], "paper")
+    shown = json.loads(project.cli("ls", "--json").stdout)
+    assert {e["id"]: e["tags"] for e in shown} == {ids[0]: ["paper"], ids[1]: [], ids[2]: []}
+    (checkpoint, _) = repository.experiment(ids[1]).checkpoints
+    assert json.loads(project.cli("show", checkpoint.id[:12], "--json").stdout)
+    same(Index(repository, None), repository)
