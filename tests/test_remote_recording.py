@@ -392,6 +392,21 @@ def test_a_run_of_which_the_bucket_has_nothing_is_listed_without_a_network(
     assert listed(project)["status"] == "finished"
 
 
+def test_what_is_not_saved_yet_is_neither_edited_nor_deleted(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    project.run("import replicate; replicate.init()", **OFFLINE)
+    project.wait_for_helpers()
+    id = str(listed(project)["id"])
+    for command in (["tag", id, "x"], ["rm", "--force", id]):
+        assert "`replicate sync`" in project.cli(*command, expect=2).stderr
+    project.cli("sync")
+    project.cli("tag", id, "x")
+    assert saved(project).tags == ("x",)
+    project.cli("rm", "--force", id)
+    assert project.records() == []
+
+
 def test_what_a_script_has_recorded_can_be_opened_again_at_once(
     project: ProjectDirectory, gate: Gate
 ) -> None:

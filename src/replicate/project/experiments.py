@@ -249,6 +249,7 @@ class Experiment:
         still recording it, unless `force`.
         """
         self.stop()
+        waiting.require_saved(self._repository, [self.id])
         maintenance.delete_experiments(self._repository, [self.id], force=force)
 
     def _checkpoint(self, record: CheckpointRecord) -> Checkpoint:
@@ -299,6 +300,7 @@ class Experiment:
             if self._recording.remote:
                 self._current()  # before it is saved: from then on only a refresh would tell
         elif self.id != UNRECORDED:
+            waiting.require_saved(self._repository, [self.id])
             labels.edit(self._repository, self.id, kind, author, change)
             self.refresh()
 

@@ -11,6 +11,7 @@ from replicate.errors import UsageError
 from replicate.model import ExperimentRecord, best
 from replicate.project.checkpoints import CheckpointList, listed
 from replicate.project.experiments import Experiment
+from replicate.project.pending import require_saved
 from replicate.repository import Repository
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class ExperimentList(Sequence[Experiment]):
         for experiment in self._experiments:
             by_repository.setdefault(experiment._repository, []).append(experiment.id)
         for repository, ids in by_repository.items():
+            require_saved(repository, ids)
             maintenance.delete_experiments(repository, ids, force=force)
 
     def _records(self) -> list[ExperimentRecord]:

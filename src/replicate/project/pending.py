@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from replicate.errors import DamagedError, KeyNotFoundError
+from replicate.errors import DamagedError, KeyNotFoundError, UsageError
 from replicate.fold import fold
-from replicate.model import CheckpointRecord, ExperimentRecord, Heartbeat
+from replicate.model import CheckpointRecord, ExperimentRecord, Heartbeat, short
 from replicate.records import Event, decode_experiment, decode_time
 from replicate.repository import Repository
 from replicate.spool import Spool, all_spools
@@ -132,6 +132,18 @@ def _said_once(events: Iterable[Event]) -> Iterator[Event]:
         if event.kind != "stop" or not stopped or event.data["status"] == "failed":
             yield event
         stopped = stopped or event.kind == "stop"
+
+
+def require_saved(repository: Repository, ids: Iterable[str]) -> None:
+    """Raise UsageError when something waits here of an experiment that nobody records any more: it
+    would be saved after what is done to the experiment now, and undo that."""
+    for id in ids:
+        left = pending_of(repository, id)
+        if left is not None and not left.live:
+            raise UsageError(
+                f"Experiment {short(id)} has parts that are only on this machine so far",
+                hint="Save them first, with `replicate sync`.",
+            )
 
 
 def current(repository: Repository, id: str, *, online: bool = True) -> ExperimentRecord:

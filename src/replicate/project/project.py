@@ -492,9 +492,13 @@ class Project:
     def plan_removal(self, prefixes: Sequence[str], *, force: bool = False) -> RemovalPlan:
         """What deleting the experiments and checkpoints with these ids would do. Changes nothing.
 
-        Raises like `resolve`, and UsageError when an experiment is still running, unless `force`.
+        Raises like `resolve`, and UsageError when an experiment is still running, unless `force`,
+        or is not saved whole.
         """
-        return maintenance.plan_removal(self.repository, self.resolve_all(prefixes), force=force)
+        found = self.resolve_all(prefixes)
+        ids = [f.id if isinstance(f, ExperimentRecord) else f[0].id for f in found]
+        waiting.require_saved(self.repository, ids)
+        return maintenance.plan_removal(self.repository, found, force=force)
 
     def remove(self, plan: RemovalPlan) -> Removed:
         """Delete what is planned, for good, and free what nothing needs any more."""
