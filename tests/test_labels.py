@@ -117,6 +117,18 @@ def test_a_run_is_renamed_and_moved_to_a_group(project: ProjectDirectory) -> Non
     assert json.loads(project.cli("group", id, "--json").stdout) == {"id": id, "group": None}
 
 
+def test_a_label_that_is_not_there_is_no_data_but_a_word(project: ProjectDirectory) -> None:
+    project.run("import replicate\nreplicate.init(path=None)")
+    id = project.record().id
+    said = {command: project.cli(command, id) for command in ("name", "group", "note")}
+    assert [done.stdout for done in said.values()] == ["", "", ""]
+    assert [done.stderr for done in said.values()] == [
+        f"{id[:7]} has no name\n",
+        f"{id[:7]} is in no group\n",
+        f"{id[:7]} has no notes\n",
+    ]
+
+
 def test_show_has_the_labels_and_with_all_who_changed_them(project: ProjectDirectory) -> None:
     project.run(RUN, REPLICATE_TAGS="old")
     id = project.record().id

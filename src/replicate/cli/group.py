@@ -40,3 +40,5 @@ def group(
         output.message(f"Group of {experiment.short_id}: {experiment.group or 'none'}")
     elif experiment.group:
         output.data([text.escape(experiment.group)])
+    else:
+        output.note(f"{experiment.short_id} is in no group")

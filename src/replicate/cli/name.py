@@ -40,3 +40,5 @@ def name(
         output.message(f"Name of {experiment.short_id}: {experiment.name or 'none'}")
     elif experiment.name:
         output.data([text.escape(experiment.name)])
+    else:
+        output.note(f"{experiment.short_id} has no name")

@@ -54,6 +54,8 @@ def note(
         output.message(f"Notes of {experiment.short_id} {verb}")
     elif old:
         output.data([text.escape(old, keep="\n")])
+    else:
+        output.note(f"{experiment.short_id} has no notes")
 
 
 def _edited(output: Output, notes: str | None) -> str | None:
