@@ -178,6 +178,8 @@ def test_a_file_that_a_killed_helper_had_not_copied_is_saved_as_it_was_or_called
     (checkpoint,) = record.checkpoints
     if what_then == "overwritten":
         assert "large could not be saved" in " ".join(record.problems)
+        checked = project.cli("verify").stdout
+        assert f"experiment {record.id[:7]} was not recorded whole: large could not be" in checked
         assert saved_files(project, checkpoint) == {}
     else:
         assert saved_files(project, checkpoint) == {"large": b"old " * 100_000}

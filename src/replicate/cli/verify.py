@@ -12,7 +12,7 @@ from replicate.cli import text
 from replicate.cli.options import ID, location
 from replicate.cli.output import FAILED, Output
 from replicate.cli.progress import counter
-from replicate.maintenance import Damage, Holder, Verification
+from replicate.maintenance import Damage, Holder, Unrecorded, Verification
 from replicate.model import short
 from replicate.project import Project
 
@@ -31,7 +31,8 @@ def verify(
     """Check that everything that was saved can be had back.
 
     Reads every journal and every list of files, and looks for each of the contents with its size.
-    The exit code is 1 if something is missing or damaged.
+    The exit code is 1 if something is missing or damaged. What a run could not save in the first
+    place, and has said so, is listed, too.
 
     \b
     Examples:
@@ -46,6 +47,7 @@ def verify(
     else:
         for damage in found.damage:
             output.data(damage_lines(damage))
+        output.data(unrecorded_lines(found.unrecorded))
         output.data([summary(found)])
     if found.damage:
         where = project.repository.url
@@ -64,6 +66,14 @@ def damage_lines(damage: Damage) -> Iterator[str]:
     if damage.hurts:
         named = [_name(holder) for holder in damage.hurts]
         yield f"  hurts {text.shortened_list(named, _MAX_HURT)}"
+
+
+def unrecorded_lines(unrecorded: Sequence[Unrecorded]) -> Iterator[str]:
+    """What runs have said that they could not record: no damage, but not to be had back either."""
+    for one in unrecorded:
+        yield f"experiment {short(one.experiment)} was not recorded whole: " + text.escape(
+            one.problem
+        )
 
 
 def _name(holder: Holder) -> str:
@@ -103,6 +113,9 @@ def verification_json(found: Verification) -> dict[str, Any]:
                 "hurts": _hurts_json(damage.hurts),
             }
             for damage in found.damage
+        ],
+        "unrecorded": [
+            {"experiment": one.experiment, "problem": one.problem} for one in found.unrecorded
         ],
     }
 

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     )
     from replicate.maintenance.transfers import Transferred, refuse_same, transfer
     from replicate.maintenance.usage import ExperimentUsage, Usage, measure
-    from replicate.maintenance.verify import Damage, Progress, Verification, check, silent
+    from replicate.maintenance.verify import (
+        Damage,
+        Progress,
+        Unrecorded,
+        Verification,
+        check,
+        silent,
+    )
 
 __all__ = [
     "Collected",
@@ -35,6 +42,7 @@ __all__ = [
     "RemovalPlan",
     "Removed",
     "Transferred",
+    "Unrecorded",
     "Usage",
     "Verification",
     "announced",
@@ -60,7 +68,7 @@ _HOMES = {
     "removal": ("RemovalPlan", "Removed", "delete_experiments", "plan_removal", "remove"),
     "transfers": ("Transferred", "refuse_same", "transfer"),
     "usage": ("ExperimentUsage", "Usage", "measure"),
-    "verify": ("Damage", "Progress", "Verification", "check", "silent"),
+    "verify": ("Damage", "Progress", "Unrecorded", "Verification", "check", "silent"),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from replicate.backends.base import Backend
@@ -51,6 +51,14 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """What a run could not record, and has said so then: it is not in the repository."""
+
+    experiment: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """How much was checked, and what was found. `bytes` are those of the blobs, uncompressed."""
 
@@ -61,6 +69,7 @@ class Verification:
     blobs: int
     bytes: int
     damage: tuple[Damage, ...]
+    unrecorded: tuple[Unrecorded, ...] = ()
 
 
 def silent(what: str, done: int, total: int | None) -> None:
@@ -72,6 +81,7 @@ class _Counts:
     experiments: int = 0
     checkpoints: int = 0
     trees: int = 0
+    unrecorded: list[Unrecorded] = field(default_factory=list)
 
 
 def check(
@@ -112,6 +122,7 @@ def check(
         blobs=len(sizes),
         bytes=sum(sizes.values()),
         damage=tuple(damage),
+        unrecorded=tuple(counts.unrecorded),
     )
 
 
@@ -129,6 +140,7 @@ def _needed(
         counts.experiments += 1
         counts.checkpoints += sum(_is_asked_for(ids, record.id, c.id) for c in record.checkpoints)
         damage += _record_damage(record)
+        counts.unrecorded += [Unrecorded(record.id, problem) for problem in record.problems]
         yield from wanted
     if ids:
         return
