@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -346,6 +345,31 @@ def test_the_next_run_says_what_is_still_to_be_saved(project: ProjectDirectory, 
     project.wait_for_helpers()
     done = project.run("import replicate; replicate.init()", **OFFLINE)
     assert "1 earlier run is only on this machine: `replicate sync`" in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_without_a_helper_a_run_is_kept_here_and_saved_at_its_end_or_by_sync(
+    project: ProjectDirectory, gate: Gate, mode: str
+) -> None:
+    done = project.run(
+        """
+        import subprocess
+        def refuse(*arguments, **keywords):
+            raise PermissionError(1, "no processes here")
+        subprocess.Popen = refuse
+        import replicate
+        experiment = replicate.init(path=None)
+        open("m", "w").write("model")
+        experiment.checkpoint("m", step=1)
+        """,
+        REPLICATE_MODE=mode,
+    )
+    assert done.stderr.count("No helper process") == 1
+    if mode == "offline":
+        assert len(project.spools()) == 1
+        project.cli("sync")
+    record = saved(project)
+    assert (record.status, steps(record)) == ("finished", [1])
 
 
 # ---------------------------------------------------------------- what is shown
