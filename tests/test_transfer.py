@@ -23,7 +23,7 @@ from replicate.backends.memory import MemoryBackend
 from replicate.blobs import Recent, blob_key, hash_of, tree_key
 from replicate.cli import main
 from replicate.errors import NotFoundError, StorageError, UsageError
-from replicate.maintenance import Outcome, Transferred, check, collect, remove, transfer
+from replicate.maintenance import Outcome, Transferred, check, collect, copying, remove, transfer
 from replicate.maintenance.removal import plan_removal
 from replicate.model import ExperimentRecord, Status
 from replicate.records import new_id, now, seal_event
@@ -189,6 +189,22 @@ def test_only_what_is_missing_is_read(tmp_path: Path) -> None:
     push(source, target)
     assert len([key for key in read if key.startswith("blobs/")]) == 1
     assert files(target) == files(source)
+
+
+def test_what_a_large_target_has_is_found_without_listing_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(copying, "_FEW", 10)
+    monkeypatch.setattr(copying, "_PAGE", 3)
+    source, target = Repository(Bucket()), Repository(Bucket())
+    contents = [{f"{i}": f"{i} {part}".encode() * 9 for i in range(100)} for part in range(3)]
+    finished(source, *contents)
+    for part in (0, 2):
+        store(target, contents[part], compress=True)
+    done = push(source, target)
+    assert files(target) == files(source)
+    assert done.objects == 100 + 1  # the part that was not there, and its tree
+    assert check(target, full=True).damage == ()
 
 
 def test_what_is_there_is_touched_like_by_every_writer(tmp_path: Path) -> None:

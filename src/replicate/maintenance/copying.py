@@ -26,6 +26,8 @@ from replicate.tree import Tree, read_manifest
 #: So many trees are brought at a time, so many portions of their blobs at once, and in each of them
 #: at most so many blobs, and bytes but for the last blob: bounds memory, and hides waiting.
 _TREES, _PORTIONS, _BLOBS, _BYTES = 64, 4, 32, 4 << 20
+#: A target with no more blobs is listed whole, in 20 requests: that saves one for each blob.
+_FEW = 20_000
 #: A listing that has passed so many keys in vain is begun anew further on: what one request yields.
 _PAGE = 1000
 
@@ -51,7 +53,9 @@ class Objects:
         self._count = count
         self._looked_at = 0
         self._recent = Recent()
-        self._counting = Lock()
+        self._counting, self._listing = Lock(), Lock()
+        self._has_listed = False
+        self._listed: dict[str, str] | None = None
         #: The blobs that a thread is bringing, and what it sets when it is done.
         self._claimed: dict[str, Event] = {}
         #: What was written: trees and blobs, and their bytes.
@@ -227,9 +231,22 @@ class Objects:
         names = sorted(hashes)
         if not self._target.remote:
             return {hash: key for hash in names if (key := self._place(hash)) is not None}
+        if (known := self._known()) is not None:
+            return {hash: known[blob_key(hash)] for hash in names if blob_key(hash) in known}
         shards = [list(shard) for _, shard in groupby(names, key=lambda hash: hash[:2])]
         found = several(partial(_scan, self._target), shards)
         return {hash: key for places in found for hash, key in places.items()}
+
+    def _known(self) -> dict[str, str] | None:
+        """The keys of all blobs that the target had when this was first asked, by their names; None
+        when they were too many. What has come or gone since, the writing of it finds out."""
+        with self._listing:
+            if not self._has_listed:
+                first = list(islice(self._target.list("blobs/"), _FEW + 1))
+                if len(first) <= _FEW:
+                    self._listed = {n: s.key for s in first if (n := object_of(s.key)) is not None}
+                self._has_listed = True
+            return self._listed
 
     def _place(self, hash: str) -> str | None:
         keys = (blob_key(hash, suffix) for suffix in SUFFIXES)
