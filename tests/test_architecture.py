@@ -54,7 +54,7 @@ LATE = {
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
     ("backends.credentials", "boto3"): "optional: only who uses AWS's profiles has it",
     ("backends.credentials", "botocore.*"): "the same",
-    ("backends.credentials", "obstore.*"): "the same",
+    ("backends.credentials", "obstore.auth.*"): "the same",
     ("backends.location", "replicate.backends.cloud"): "obstore is for those who have a bucket",
     ("compression", "zstandard"): "only a repository that compresses needs it",
     ("compression", "numpy"): "optional: only long chunks that were compressed are decoded with it",

@@ -2,7 +2,7 @@
 
 Knows requests, and what each kind of storage does differently. Knows nothing of what the keys are
 for. Hidden objects in the root, which no key can name, are its own: `.condemned` (see that
-module), `.clock` to learn the storage's time, and `.touch/<token>` while an object is touched.
+module), `.clock/…` to learn the storage's time, and `.touch/<token>` while an object is touched.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ASK_FIRST = 64 << 10
 _BATCH = 1000
 #: For how long an answer to "what time is it" is good (seconds).
 _CLOCK_GOOD_FOR = 300.0
-_CLOCK_KEY = ".clock"
+_CLOCK = ".clock/"
 _TOUCH = ".touch/"
 #: What is left over there is older than this when its process has certainly crashed (seconds).
 _STALE = 3600.0
@@ -300,10 +300,11 @@ class CloudBackend(Backend):
         Whoever may not write there is told this machine's.
         """
         if self._offset is None or time.monotonic() - self._offset[1] > _CLOCK_GOOD_FOR:
+            key = _CLOCK + uuid4().hex[0]  # one of a few: no object takes many writes a second
             try:
-                with explained("write", self.url, _CLOCK_KEY):
-                    obstore.put(self._stores().quick, _CLOCK_KEY, b"", use_multipart=False)
-                found = self._head(_CLOCK_KEY)
+                with explained("write", self.url, key):
+                    obstore.put(self._stores().quick, key, b"", use_multipart=False)
+                found = self._head(key)
             except StorageError:
                 found = None
             now = time.monotonic()

@@ -74,15 +74,10 @@ def parse_location(url: str) -> tuple[str, str, str]:
     parts = root.split("/") if root else []
     if match is None or not _ROOT.fullmatch(root) or any(p in ("", ".", "..") for p in parts):
         raise ConfigError(
-            f"not a bucket's location: {_without_secrets(url)!r}",
+            f"not a bucket's location: {url!r}",
             hint="Write it as s3://bucket/root; credentials belong into the environment.",
         )
     return match[1], match[2], root
-
-
-def _without_secrets(url: str) -> str:
-    """The URL without what may be a password before @ or a signature after ?."""
-    return re.sub(r"//[^/]*@", "//…@", re.sub(r"[?#].*", "", url, flags=re.DOTALL))
 
 
 def connect(url: str, settings: CloudSettings) -> Stores:
