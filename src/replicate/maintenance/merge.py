@@ -13,6 +13,7 @@ from enum import StrEnum
 from itertools import groupby
 from typing import NamedTuple
 
+from replicate import checks
 from replicate.backends.base import Stat
 from replicate.errors import DamagedError, KeyNotFoundError
 from replicate.fold import fold
@@ -20,7 +21,6 @@ from replicate.maintenance.copying import Objects
 from replicate.maintenance.references import references
 from replicate.maintenance.sound import (
     FILE,
-    MAX_FILE,
     Sound,
     segment_number,
     sound_journals,
@@ -190,12 +190,13 @@ class Merge:
         """What the source has; None when it is gone. Raises DamagedError for what nobody writes."""
         if stat is None:
             return None
-        if stat.size > MAX_FILE:
-            raise DamagedError(f"{self._source.url}/{stat.key} is too large to be what it should")
         try:
-            return self._source.backend.get(stat.key)
+            data = self._source.backend.get(stat.key, 0, checks.MAX_EVENTS)
         except KeyNotFoundError:
             return None
+        if len(data) == checks.MAX_EVENTS:
+            raise DamagedError(f"{self._source.url}/{stat.key} is larger than anybody writes it")
+        return data
 
     def _read_inputs(self, read: _Read) -> bytes:
         """experiment.json, which is the same in both places. Raises DamagedError."""

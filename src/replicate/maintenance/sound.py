@@ -20,8 +20,6 @@ from replicate.records import Event, decode_event
 FILE = re.compile(
     r"experiments/[0-9a-f]{64}/(?P<stream>[a-z]+)/(?P<writer>[0-9a-f]{16})-(?P<number>\d{1,9})\.jsonl"
 )
-#: No writer makes a longer one: what passes 256 KiB is ended after the event.
-MAX_FILE = 64 << 20
 
 _NOBODY = ExperimentRecord(
     id="",
