@@ -26,6 +26,7 @@ from replicate.recorder.holds import Holds
 from replicate.recorder.link import HelperGone, HelperLink, Saver
 from replicate.recorder.pace import REMOTE
 from replicate.recorder.points import PointLog
+from replicate.recorder.waiting import Stalled, Waiting
 from replicate.records import (
     attempt_data,
     checkpoint_data,
@@ -46,17 +47,12 @@ _MAX_INLINED = 32 << 20
 _MAX_KEPT = 256 << 20
 #: How often a helper that has died is started again.
 _RESTARTS = 2
-#: After this many seconds of waiting a program says what it waits for, and then now and again.
-_PATIENCE, _REMINDER = 0.25, 5.0
 #: How often a run that only logs looks whether its helper lives (seconds).
 _RING = 5.0
-#: After this many seconds in which nothing has left the spool, nobody waits for it any more.
-_STALLED = 300.0
-#: For so long a run that begins waits for the first answer of a remote repository, and one that
-#: ends, or asks, for the next one of a repository that cannot be reached (seconds).
-_REACH, _UNREACHABLE = 3.0, 10.0
-#: How often a program that ends tries to write what only its memory holds.
-_LAST_TRIES = 10
+#: For so long a run that begins waits for the first answer of a remote repository (seconds).
+_REACH = 3.0
+#: How often a program that ends tries to write what only its memory holds, and after how long.
+_LAST_TRIES, _LAST_PAUSE = 10, 0.25
 
 Report = Callable[[str], None]
 #: A job that could not be written: its name, header and data.
@@ -464,7 +460,7 @@ class Recorder:
 
     def _wait(self, below: int = 0) -> bool:
         assert self._saver is not None
-        waiting = _Waiting(self)
+        waiting = Waiting(self)
         self._spool_kept()
         while True:
             try:
@@ -472,7 +468,7 @@ class Recorder:
                 break
             except HelperGone:
                 self._replace_helper()
-            except _Stalled as stalled:
+            except Stalled as stalled:
                 trouble = str(stalled)
                 break
         self._release_copied()
@@ -498,7 +494,7 @@ class Recorder:
         for _ in range(_LAST_TRIES):
             if not self._kept:
                 return
-            time.sleep(_PATIENCE)
+            time.sleep(_LAST_PAUSE)
             self._spool_kept()
 
     def _report_lost(self) -> None:
@@ -537,38 +533,6 @@ def _inputs_header(inputs: ExperimentRecord | Attempt, modules: list[str]) -> di
         return {**job_header("attempt", data=data, modules=modules)}
     record = encode_experiment(inputs).decode()
     return job_header("experiment", record=record, modules=modules)
-
-
-class _Stalled(Exception):
-    """Nothing has left the spool for so long that it is no use to wait; says so in words."""
-
-
-class _Waiting:
-    """Says what a program waits for, once it has waited long enough for a person to wonder."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._speak_at = time.monotonic() + _PATIENCE
-        self._seen = (-1, 0)
-        self._moved = time.monotonic()
-
-    def tick(self) -> None:
-        """Raises _Stalled when there is no progress: neither a helper that hangs nor a repository
-        that cannot be reached must hang the run."""
-        seen = (self._recorder.pending, self._recorder.progress)
-        if seen != self._seen:
-            self._seen, self._moved = seen, time.monotonic()
-        quiet = time.monotonic() - self._moved
-        if quiet >= _STALLED:
-            raise _Stalled(f"the helper process has saved nothing for {_STALLED / 60:.0f} minutes.")
-        if quiet >= _UNREACHABLE and self._recorder.failing:
-            raise _Stalled("the repository cannot be reached.")
-        if time.monotonic() >= self._speak_at:
-            self._speak_at = time.monotonic() + _REMINDER
-            kilobytes = self._recorder.pending / 1e3
-            pending = f"{kilobytes / 1e3:,.1f} MB" if kilobytes >= 100 else f"{kilobytes:,.1f} KB"
-            end = " Ctrl-C leaves it to the helper process." if self._recorder.stopped else ""
-            self._recorder.report(f"Still saving: {pending} to go.{end}")
 
 
 _live: WeakSet[Recorder] = WeakSet()
