@@ -271,8 +271,9 @@ class MadeUp(MemoryBackend):
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
         found = [*super().list(prefix, after)]
-        if prefix == "experiments/":
-            for id in sorted(self._numbers):
+        if prefix.startswith("experiments/"):
+            one = prefix.split("/")[1]
+            for id in [one] if one else sorted(self._numbers):
                 for kind, key in sorted(keys(self._numbers[id]).items(), key=lambda item: item[1]):
                     found.append(Stat(key, self._sizes.get(kind, 100), OLD, "1"))
         self.requests["LIST"] += max(1, -(-len(found) // PAGE))

@@ -263,6 +263,25 @@ def test_the_id_of_a_checkpoint_that_was_deleted_is_not_found(
         compact(repository)
 
 
+def test_no_part_of_ids_gets_too_large(
+    bucket: Bucket, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replicate.maintenance.compaction.GROUP_IDS", 10)
+    ids = [over(repository, *(0.5 for _ in range(4))) for _ in range(5)]
+    many = over(repository, *(0.5 for _ in range(11)))
+    bucket.time += 2 * HOUR
+    done = compact(repository)
+    assert (done.experiments, done.waiting) == (5, 1)
+    assert marked(bucket).keys() == {many}
+    manifest = read_manifest(bucket, manifest_key(0))
+    assert sorted(group.checkpoints for group in manifest.groups) == [4, 8, 8]
+    same(Index(repository, None), repository)
+    for id in [*ids, many]:
+        for checkpoint in repository.experiment(id).checkpoints:
+            found = Index(repository, None).matches([checkpoint.id])
+            assert found == [[Match(id, checkpoint.id)]]
+
+
 # ---------------------------------------------------------------- two at once
 
 

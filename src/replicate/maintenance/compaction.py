@@ -20,6 +20,7 @@ from replicate.errors import DamagedError, RepositoryError, StorageError
 from replicate.records import new_id, now
 from replicate.repository import Listed, Reading, Repository
 from replicate.snapshots import (
+    GROUP_IDS,
     MANIFESTS,
     PART_BYTES,
     PARTS,
@@ -209,7 +210,8 @@ class _Compaction:
         """Store what `opened` had but for what is replaced, and what is read now, as new groups."""
         made = _Made()
         for row, ids, lives in self._all_rows(opened, replaced, stale):
-            if made.rows and made.size + len(row) > PART_BYTES:
+            full = made.size + len(row) > PART_BYTES or len(made.ids) + len(ids) > GROUP_IDS
+            if made.rows and full:
                 yield self._store(made)
                 made = _Made()
             made.rows.append(row)
@@ -280,7 +282,7 @@ def _row(reading: Reading) -> bytes | None:
     listed, record = reading.listed, reading.record
     if record.deleted:
         return encode_deleted(listed.id, _sizes(listed))
-    if record.damage:
+    if record.damage or len(record.checkpoints) > GROUP_IDS:
         return None
     beat = listed.heartbeat.modified if listed.heartbeat else None
     return encode_row(record, reading.inputs, reading.journal, _sizes(listed), beat)

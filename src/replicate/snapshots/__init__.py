@@ -10,6 +10,7 @@ It knows these bytes, and believes none of them. When to make a snapshot is not 
 """
 
 from replicate.snapshots.manifest import (
+    GROUP_IDS,
     MANIFESTS,
     PART_BYTES,
     PARTS,
@@ -29,6 +30,7 @@ from replicate.snapshots.manifest import (
 from replicate.snapshots.rows import Row, decode_row, encode_deleted, encode_row, split_rows
 
 __all__ = [
+    "GROUP_IDS",
     "MANIFESTS",
     "PARTS",
     "PART_BYTES",
