@@ -291,6 +291,29 @@ def test_a_deleted_checkpoint_is_deleted_in_the_copy_and_its_files_are_not_neede
     assert check(target, full=True).damage == ()
 
 
+def test_of_two_at_once_the_one_that_knows_less_takes_nothing_away(
+    pair: tuple[Repository, Repository],
+) -> None:
+    source, target = pair
+    run = Run(source)
+    run.checkpoint({"m": b"1"})
+    push(source, target)
+    run.checkpoint({"m": b"2"})
+    announce = target.announce
+
+    def meanwhile(experiment: str) -> None:
+        """Before the slow one writes events, another brings these and one more."""
+        target.announce = announce  # type: ignore[method-assign]
+        run.checkpoint({"m": b"3"})
+        push(source, Repository(target.backend))
+        announce(experiment)
+
+    target.announce = meanwhile  # type: ignore[method-assign]
+    push(source, target)
+    assert [len(e.checkpoints) for e in records(target)] == [3]
+    assert files(target) == files(source)
+
+
 # ------------------------------------------------------------ interruptions
 
 

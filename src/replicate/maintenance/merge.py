@@ -54,13 +54,11 @@ class Pair(NamedTuple):
     here: Sequence[Stat]
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What is added to a file of events behind what is there; None: there is no such file."""
+class _Piece(NamedTuple):
+    """What a file of events is to hold that has less in the target, or that is not there."""
 
     key: str
-    existing: bytes | None
-    added: bytes
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +168,7 @@ class Merge:
             if read.is_new:
                 self._target.announce(read.id)
                 self._target.backend.put_if_absent({_inputs(read.id): inputs})
-            self._write(read.id, pieces)
+            self._write(read, pieces)
             if whole.stop is not None and not problems:
                 self._write_heartbeat(read)
         return outcome, problems
@@ -181,7 +179,7 @@ class Merge:
             return Outcome.LEFT_OUT, []
         pieces, problems = self._pieces(read)
         if not self._dry_run:
-            self._write(read.id, pieces)
+            self._write(read, pieces)
         return Outcome.REMOVED, problems
 
     # ------------------------------------------------------------ files
@@ -226,42 +224,41 @@ class Merge:
                 continue
             if sound.problem is not None and sound.problem not in problems:
                 problems.append(sound.problem)
-            existing = self._existing(key) if key in read.here else None
-            if existing is None and sound.data:
-                pieces.append(_Piece(key, None, sound.data))
-            elif existing is not None and len(existing) < len(sound.data):
-                if sound.data.startswith(existing):
-                    pieces.append(_Piece(key, existing, sound.data[len(existing) :]))
-                else:
-                    problems.append(
-                        f"{self._target.url}/{key} is not the beginning of the longer file in "
-                        f"{self._source.url}, and was left as it is"
-                    )
+            existing = self._existing(key) if key in read.here else b""
+            if not sound.data.startswith(existing[: len(sound.data)]):
+                problems.append(
+                    f"{self._target.url}/{key} is not the beginning of the longer file in "
+                    f"{self._source.url}, and was left as it is"
+                )
+            elif len(existing) < len(sound.data):
+                pieces.append(_Piece(key, sound.data))
         return pieces, problems
 
     def _sound(self, stat: Stat) -> Sound | None:
         data = self._get(stat)
         return None if data is None else sound_stream(data, stat.key, self._source.url)
 
-    def _existing(self, key: str) -> bytes | None:
+    def _existing(self, key: str) -> bytes:
         """The committed lines that the target has of a file."""
         try:
             data = self._target.backend.get(key)
         except KeyNotFoundError:
-            return None
+            return b""
         return data[: data.rfind(b"\n") + 1]
 
-    def _write(self, id: str, pieces: Sequence[_Piece]) -> None:
+    def _write(self, read: _Read, pieces: Sequence[_Piece]) -> None:
         """Commit events. A writer's second file is never there without its first."""
         if pieces:
-            self._target.announce(id)
+            self._target.announce(read.id)
         for _, found in groupby(sorted(pieces, key=_number), key=_number):
-            some = list(found)
-            new = {piece.key: piece.added for piece in some if piece.existing is None}
-            self._target.backend.put_if_absent(new)
-            for piece in some:
-                if piece.existing is not None:
-                    self._target.backend.append(piece.key, piece.existing, piece.added)
+            contents = dict(found)
+            new = {key: data for key, data in contents.items() if key not in read.here}
+            created = self._target.backend.put_if_absent(new)
+            for key in contents.keys() - created:
+                # Now, and not before we brought what it refers to: others may bring the same.
+                existing, data = self._existing(key), contents[key]
+                if len(existing) < len(data) and data.startswith(existing):
+                    self._target.backend.append(key, existing, data[len(existing) :])
 
     def _write_heartbeat(self, read: _Read) -> None:
         """Copy the heartbeat of a run that has ended, unless there is a later one: it counts the
