@@ -511,6 +511,17 @@ def test_a_bad_snapshot_costs_time_and_is_replaced(
     assert len(marked(bucket)) == 0
 
 
+def test_a_number_after_which_there_is_none_is_no_way_to_hide_experiments(
+    bucket: Bucket, repository: Repository
+) -> None:
+    over(repository, 0.5)
+    bucket.time += 2 * HOUR
+    bucket.put(f"{MANIFESTS}9999999999.json", b"")
+    with pytest.raises(RepositoryError, match="no number"):
+        compact(repository)
+    assert len(marked(bucket)) == 1
+
+
 # ---------------------------------------------------------------- on a server
 
 

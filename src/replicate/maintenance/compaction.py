@@ -21,6 +21,7 @@ from replicate.records import new_id, now
 from replicate.repository import Listed, Reading, Repository
 from replicate.snapshots import (
     GROUP_IDS,
+    LAST_NUMBER,
     MANIFESTS,
     PART_BYTES,
     PARTS,
@@ -260,6 +261,11 @@ class _Compaction:
         if self._backend.clock() - self._start > KEPT / 2:
             raise StorageError(f"compacting {self._repository.url} took too long; try again")
         number = manifest_number(self._key) + 1 if self._key else 0
+        if number > LAST_NUMBER:  # nobody has counted so far
+            raise RepositoryError(
+                f"{self._repository.url}/{self._key} leaves no number for another snapshot",
+                hint="Remove snapshots/ from the bucket: all of it can be had again.",
+            )
         manifest = Manifest(number, now(), new_id()[:16], tuple(groups))
         content = encode_manifest(manifest)
         self._written += len(content)

@@ -11,6 +11,7 @@ It knows these bytes, and believes none of them. When to make a snapshot is not 
 
 from replicate.snapshots.manifest import (
     GROUP_IDS,
+    LAST_NUMBER,
     MANIFESTS,
     PART_BYTES,
     PARTS,
@@ -31,6 +32,7 @@ from replicate.snapshots.rows import Row, decode_row, encode_deleted, encode_row
 
 __all__ = [
     "GROUP_IDS",
+    "LAST_NUMBER",
     "MANIFESTS",
     "PARTS",
     "PART_BYTES",

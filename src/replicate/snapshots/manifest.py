@@ -20,6 +20,8 @@ MANIFESTS, PARTS = "snapshots/manifests/", "snapshots/parts/"
 #: What a writer puts into a part of rows, before it is compressed (bytes): one request and a moment
 #: of work for a reader, and some thousand experiments.
 PART_BYTES = 16 << 20
+#: The last number that a key has digits for.
+LAST_NUMBER = 10**10 - 1
 #: So many checkpoints a group has at most: that many ids fit into a part, however they begin.
 GROUP_IDS = 1_000_000
 #: So many ids are kept in one part; more are divided by their first digit.
