@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -328,6 +329,26 @@ def test_a_file_in_the_place_of_the_root_is_named(tmp_path: Path) -> None:
         lambda: backend.append("a", b"", b"x"),
     ):
         with pytest.raises(StorageError, match=f"{tmp_path}/file.*a file is where a directory"):
+            write()
+
+
+def test_a_directory_that_cannot_be_made_durable_is_a_failure_in_words(
+    local: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durably = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        durably(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for write in (
+        lambda: local.put("a/b", b"x"),
+        lambda: local.put_if_absent({"c/d": b"x"}),
+        lambda: local.append("e/f", b"", b"x"),
+    ):
+        with pytest.raises(StorageError, match="the disk is full"):
             write()
 
 

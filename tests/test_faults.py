@@ -167,6 +167,8 @@ def check(run: Run, scenario: Scenario) -> Iterator[str]:
     """Repair, and yield a sentence for each thing that should not be."""
     if scenario.role == "helper" or "killed" not in scenario.fault:
         yield from check_training(run, scenario)
+    if "killed" not in scenario.fault and "keeps ending" in run.said:
+        yield "every helper has ended, of an error that it should try again"
     run.repair(make_room=scenario.fault == "disk full")
     record = run.record()
     if record is None:

@@ -236,7 +236,12 @@ class LocalBackend(Backend):
             for parent in directory.parents
             if parent == self._root or self._root in parent.parents
         }
-        several(sync_directory, directories | above)
+
+        def sync(directory: Path) -> None:
+            with explained("write", directory):
+                sync_directory(directory)
+
+        several(sync, directories | above)
         self._settled |= directories
 
     # Reading
