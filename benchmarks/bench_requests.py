@@ -22,7 +22,7 @@ from counting_proxy import Requests, counting, dollars
 from timing import compile_package, table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from servers import Server, _create_s3, _served, s3_environment
+from servers import Server, s3_environment, serve_moto
 
 TRAIN = """
 import os, sys, time
@@ -46,14 +46,8 @@ FILES, FILE = 1000, 4000
 @contextmanager
 def bucket() -> Iterator[tuple[Server, Requests]]:
     """A server, and the proxy in front of it."""
-    command = [str(Path(sys.executable).with_name("moto_server")), "--host", "127.0.0.1"]
-    servers = _served([*command, "--port", "0"], "s3", s3_environment, _create_s3)
-    server = next(servers)
-    try:
-        with counting(server.endpoint) as requests:
-            yield server, requests
-    finally:
-        servers.close()
+    with serve_moto() as server, counting(server.endpoint) as requests:
+        yield server, requests
 
 
 class Bench:

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from itertools import count
@@ -97,24 +98,38 @@ def s3_url(ministack: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return enter(ministack, monkeypatch)
 
 
-@pytest.fixture(scope="session")
-def moto() -> Iterator[Server]:
+@contextmanager
+def serve_moto() -> Iterator[Server]:
+    """moto's S3 server, until the block ends."""
     command = [str(_BIN / "moto_server"), "--host", "127.0.0.1", "--port", "0"]
     yield from _served(command, "s3", s3_environment, _create_s3)
 
 
-@pytest.fixture(scope="session")
-def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@contextmanager
+def serve_ministack(directory: Path) -> Iterator[Server]:
+    """ministack's S3 server, with its files in `directory`, until the block ends."""
     settings = {
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": "0",
         "SERVICES": "s3",
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
-        "TMPDIR": str(tmp_path_factory.mktemp("ministack")),
+        "TMPDIR": str(directory),
     }
     command = [str(_BIN / "ministack")]
     yield from _served(command, "s3", s3_environment, _create_s3, settings)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Server]:
+    with serve_moto() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve_ministack(tmp_path_factory.mktemp("ministack")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
