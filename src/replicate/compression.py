@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 from replicate.errors import DamagedError
@@ -110,11 +110,6 @@ class _Scratch(threading.local):
         self.planes = bytearray()
         self.piece = bytearray(PIECE)
 
-    def reserve(self, size: int) -> None:
-        """`planes` has at least so many bytes."""
-        if len(self.planes) < size:
-            self.planes = bytearray(size)
-
 
 _scratch = _Scratch()
 
@@ -126,41 +121,16 @@ def _compress(data: bytes | memoryview, count: int) -> bytes:
     compressor = zstandard.ZstdCompressor(level=LEVEL)
     if count == 1:
         return compressor.compress(data)
-    planes = _planes(data, count)
-    starts = _starts(len(data), count)
-    return b"".join(compressor.compress(planes[a:b]) for a, b in pairwise(starts))
-
-
-def _starts(size: int, count: int) -> list[int]:
-    """Where each plane begins when they are joined, and where the last one ends."""
-    return list(accumulate((len(range(i, size, count)) for i in range(count)), initial=0))
-
-
-def _planes(data: bytes | memoryview, count: int) -> memoryview:
-    """The planes of `data`, joined, in this thread's memory."""
-    size = len(data)
-    _scratch.reserve(size)
-    starts, joined = _starts(size, count), _scratch.planes
-    if (numpy := _numpy(size)) is not None:
-        source, into = numpy.frombuffer(data, numpy.uint8), numpy.frombuffer(joined, numpy.uint8)
-        for done in range(0, size, PIECE):
-            piece = source[done : done + PIECE]
-            for i in range(min(count, len(piece))):
-                start = starts[i] + done // count
-                into[start : start + len(range(i, len(piece), count))] = piece[i::count]
-    else:
-        whole = bytes(data)  # ten times faster to take every K-th byte of than a memoryview
-        with memoryview(joined) as into:
-            for i, (start, end) in enumerate(pairwise(starts)):
-                into[start:end] = whole[i::count]
-    return memoryview(joined)[:size]
+    whole = bytes(data)  # ten times faster to take every K-th byte of than a memoryview
+    return b"".join(compressor.compress(whole[i::count]) for i in range(count))
 
 
 def _decompress(payload: bytes | memoryview, size: int) -> memoryview:
     """All frames of `payload` expanded and joined, `size` bytes, in this thread's memory."""
     import zstandard
 
-    _scratch.reserve(size + 1)
+    if len(_scratch.planes) <= size:
+        _scratch.planes = bytearray(size + 1)
     # One byte more than there should be tells a longer payload from a right one. What a frame
     # says of its own length is not believed.
     into, done = memoryview(_scratch.planes)[: size + 1], 0
@@ -180,7 +150,8 @@ def _decompress(payload: bytes | memoryview, size: int) -> memoryview:
 def _interleaved(planes: memoryview, count: int) -> Iterator[memoryview]:
     """The bytes whose planes these are, a piece at a time, which a processor's cache can hold."""
     size, whole = len(planes), memoryview(_scratch.piece)
-    starts, source, piece = _starts(size, count), planes, _scratch.piece
+    starts = list(accumulate((len(range(i, size, count)) for i in range(count)), initial=0))
+    source, piece = planes, _scratch.piece
     if (numpy := _numpy(size)) is not None:
         source, piece = numpy.frombuffer(source, numpy.uint8), numpy.frombuffer(piece, numpy.uint8)
     for done in range(0, size, PIECE):
