@@ -170,7 +170,7 @@ def shell(
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        ("replicate comp\t", "replicate completion "),
+        ("replicate compl\t", "replicate completion "),
         ("replicate completion f\t", "replicate completion fish "),
         ("replicate show 1a\t", "replicate show 1abcdef "),
         ("replicate diff 1abcdef c2\t", "replicate diff 1abcdef c255555 "),
@@ -245,6 +245,20 @@ def test_ids_are_the_newest_first(tmp_path: Path, kept: list[ExperimentRecord]) 
     ids = ["2abcdef", "1abcdef", "0abcdef", "c255555", "c155555", "c055555"]
     assert ask(tmp_path, "rm", "") == ids
     assert ask(tmp_path, "rm", "2abcdef", "c1") == ["c155555"]
+
+
+def test_what_is_copied_from_another_repository_is_completed_from_there(
+    tmp_path: Path, kept: list[ExperimentRecord]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "replicate.yaml").write_text("repository: own\n")
+    assert ask(empty, "pull", "..", "2") == ["2abcdef"]
+    assert ask(empty, "cp", "../.replicate", "backup", "c1") == ["c155555"]
+    assert ask(empty, "pull", "..", "--filter", "mod") == [
+        f"'model.depth {sign}" for sign in ("=", "!=", "<", "<=", ">", ">=")
+    ]
+    assert ask(empty, "push", "..", "2") == []
 
 
 def test_an_empty_word_is_answered_with_every_name(

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from replicate.cli.moving import move, moving
+from replicate.cli.options import ID
 from replicate.cli.output import Output
 from replicate.project import Project
 
@@ -14,7 +15,7 @@ from replicate.project import Project
 @click.command()
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.argument("ids", type=ID, metavar="[ID]...", nargs=-1)
 @moving
 @click.pass_obj
 def cp(

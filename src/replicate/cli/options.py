@@ -57,9 +57,15 @@ def location(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _project(context: click.Context) -> Project:
-    """The project that the words before the one being completed point to."""
+    """The project that the words before the one being completed point to: of what is copied from
+    another repository, that one."""
     where = context.params
-    return Project(repository=where.get("repository"), directory=where.get("directory"))
+    project = Project(repository=where.get("repository"), directory=where.get("directory"))
+    if "source" not in where:
+        return project
+    # Before the value of an option click has not told the arguments apart yet.
+    source = where["source"] or next(iter(context.args), None)
+    return project.elsewhere(source) if source else project
 
 
 class _Word(click.ParamType):  # type: ignore[type-arg]  # generic in later versions only

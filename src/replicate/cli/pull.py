@@ -7,14 +7,14 @@ from typing import Any
 import click
 
 from replicate.cli.moving import move, moving
-from replicate.cli.options import location
+from replicate.cli.options import ID, location
 from replicate.cli.output import Output
 from replicate.project import Project
 
 
 @click.command()
 @click.argument("source", metavar="SRC")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.argument("ids", type=ID, metavar="[ID]...", nargs=-1)
 @moving
 @location
 @click.pass_obj
