@@ -78,7 +78,7 @@ def main() -> None:
     if chosen.content:
         typical = chosen.content << 10
         sizes = (typical // 4, typical, min(16 * typical, chunking.MAX_CHUNK))
-        chunking.CONTENT_SIZES = chunking.LONG_CONTENT_SIZES = sizes
+        chunking.CONTENT_SIZES = ((0, sizes),)
     print(f"{'series':30}{'MB':>7}{'versions':>10}{'raw':>8}{'compressed':>12}{'chunks each':>13}")
     for name, series in SERIES.items():
         if chosen.series and not any(part in name for part in chosen.series):

@@ -149,7 +149,7 @@ def test_bytes_inserted_into_an_opaque_file_cost_a_chunk_or_two() -> None:
 
 
 def test_long_content_is_cut_into_fewer_chunks() -> None:
-    content = noise(chunking.LONG_CONTENT)
+    content = noise(64 * MIB)
     short, long = (list(chunking.cut(memoryview(c))) for c in (content[:-1], content))
     assert 150 < len(short) < 300
     assert 35 < len(long) < 75

@@ -4,7 +4,7 @@ are, by its content otherwise.
 Cuts are hints. They decide how much two versions of a file share, never whether a file can be read:
 joined, the chunks are the file, whatever it holds. Sizes are constants rather than parts of the
 file's size, so that a growing file does not one day cut its old tensors anew (content that is not
-tensors is, once, when it grows long); the figures behind them are in `docs/decisions/0002-chunk-sizes.md`. Nothing here knows of hashes or repositories.
+tensors is, when it grows long). The figures behind them are in decision 2; nothing here knows of hashes or repositories.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ MAX_CHUNK = 16 * MIB
 LARGE_SPAN = 128 * KIB
 #: Longer tensors are cut every so many bytes, counted from the tensor's own start.
 GRID = 4 * MIB
-#: Least, typical and greatest length of a chunk where the content decides.
-CONTENT_SIZES = (64 * KIB, 256 * KIB, 4 * MIB)
-#: The same in content of at least this length, where every small chunk would be one of hundreds.
-LONG_CONTENT = 64 * MIB
-LONG_CONTENT_SIZES = (256 * KIB, MIB, MAX_CHUNK)
+#: Least, typical and greatest length of a chunk where the content decides, in content of at least
+#: the length before them: of long content every small chunk would be one of hundreds.
+CONTENT_SIZES = (
+    (512 * MIB, (MIB, 4 * MIB, MAX_CHUNK)),
+    (64 * MIB, (256 * KIB, MIB, MAX_CHUNK)),
+    (0, (64 * KIB, 256 * KIB, 4 * MIB)),
+)
 
 
 def cut(view: memoryview) -> Iterator[int]:
@@ -80,8 +82,8 @@ def _by_content(view: memoryview, span: Span) -> Iterator[int]:
     except ImportError:
         yield from _grid(span)
         return
-    long = span.end - span.start >= LONG_CONTENT
-    least, typical, greatest = LONG_CONTENT_SIZES if long else CONTENT_SIZES
+    length = span.end - span.start
+    least, typical, greatest = next(sizes for at, sizes in CONTENT_SIZES if length >= at)
     cutter = FastCDC(typical, min_size=least, max_size=greatest)
     for chunk in cutter.cut_buf(view[span.start : span.end]):
         yield span.start + chunk.offset + chunk.length
