@@ -4,7 +4,8 @@ are, by its content otherwise.
 Cuts are hints. They decide how much two versions of a file share, never whether a file can be read:
 joined, the chunks are the file, whatever it holds. Sizes are constants rather than parts of the
 file's size, so that a growing file does not one day cut its old tensors anew (content that is not
-tensors is, when it grows long). The figures behind them are in decision 2; nothing here knows of hashes or repositories.
+tensors is, when it grows long). The figures behind them are in decision 2. Nothing here knows of
+hashes or repositories.
 """
 
 from __future__ import annotations
