@@ -60,7 +60,7 @@ LATE = {
     ("compression", "numpy"): "optional: only long chunks that were compressed are decoded with it",
     ("chunking", "pyfastcdc.cy"): "only the process that cuts files needs it",
     ("cache", "sqlite3"): "a training script lists nothing, and some Pythons are built without it",
-    ("config", "yaml"): "20 ms that only those with a replicate.yaml pay",
+    ("config.file", "yaml"): "20 ms that only those with a replicate.yaml pay",
 }
 #: Who may read the environment, and who may speak to the person.
 READS_ENVIRONMENT = {"config", "cli"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from replicate.config import ENVIRONMENT, find_project, load, parse_size, rank, unknown_variables
+from replicate.config import ENVIRONMENT, find_project, load, parse_size, rank
 from replicate.errors import ConfigError
 
 
@@ -166,11 +166,6 @@ def test_sizes_are_written_as_people_write_them(text: object, size: int) -> None
 )
 def test_the_rank_is_what_the_launcher_says(environ: dict[str, str], expected: int) -> None:
     assert rank(environ) == expected
-
-
-def test_misspelt_variables_are_found_and_those_of_the_namesake_are_not() -> None:
-    environ = dict.fromkeys((*ENVIRONMENT, "REPLICATE_API_TOKEN", "REPLICATE_REPO", "HOME"), "x")
-    assert unknown_variables(environ) == ["REPLICATE_REPO"]
 
 
 def test_runs_wait_for_a_bucket_where_the_state_of_programs_is_kept(tmp_path: Path) -> None:
