@@ -17,7 +17,8 @@ from replicate.blobs import Recent, hash_of, tree_key
 from replicate.maintenance import compact
 from replicate.model import CheckpointRecord, Status, Stop
 from replicate.packs import pack_key
-from replicate.records import _digest, checkpoint_data, encode_time, new_id, stop_data, unseal
+from replicate.records import checkpoint_data, encode_time, new_id, stop_data, unseal
+from replicate.records.sealed import _digest
 from replicate.repository import Repository
 from replicate.tree import Source, add_tree
 from saving import Run, finished, store

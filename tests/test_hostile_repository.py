@@ -30,7 +30,8 @@ from replicate.maintenance import check
 from replicate.model import ExperimentRecord, Origin, TreeRef
 from replicate.project import checkouts
 from replicate.project.lineage import lineage
-from replicate.records import _CHECK, _digest, encode_experiment, encode_time, new_id
+from replicate.records import encode_experiment, encode_time, new_id
+from replicate.records.sealed import _CHECK, _digest
 from replicate.repository import Repository
 from replicate.streams import OutputReader, samples, summaries
 from replicate.tree import Entry, decode_tree, stage, validate
