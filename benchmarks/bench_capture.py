@@ -19,9 +19,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from timing import timed
 
 from replicate.recorder import capture
 
@@ -111,12 +112,6 @@ def capture_and_send(source: Path, spooled: Path, lease: bool, helper: socket.so
         message = "\0".join([str(spooled), *map(str, view.state)]).encode()
         socket.send_fds(helper, [message], [] if view.fd is None else [view.fd])
     return view.method
-
-
-def timed(act: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

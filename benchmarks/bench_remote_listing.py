@@ -14,26 +14,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import obstore
+from bench_requests import dollars
 from obstore.store import S3Store
-from timing import table
+from timing import table, timed
 
-from replicate.backends.base import Content, Stat
+from replicate.backends.base import Stat
 from replicate.backends.location import open_backend
-from replicate.backends.memory import MemoryBackend
 from replicate.blobs import hash_of
 from replicate.index import Index
 from replicate.maintenance import compact, compaction
@@ -41,9 +37,13 @@ from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, S
 from replicate.records import Event, checkpoint_data, encode_event, encode_experiment, stop_data
 from replicate.repository import Repository
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from buckets import Bucket
+from servers import serve_ministack
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PACKAGES = {f"package-{n}": f"1.{n}.0" for n in range(60)}
-PAGE, OLD = 1000, 1e9
+OLD = 1e9
 THREADS = 32
 COUNTED = [("experiments", 11), ("listing", -18), ("LIST", 6), ("GET", 7), ("MB", 7), ("$", 7)]
 COUNTED += [("seconds here", 12)]
@@ -136,10 +136,12 @@ def keys(number: int) -> dict[str, str]:
 def measure(experiments: int, checkpoints: int, rounds: int) -> None:
     """Seconds of listings beside those of reading the same files."""
     compaction.STALE = -60.0  # as if all had ended an hour ago
-    with Server() as server:
+    with tempfile.TemporaryDirectory() as directory, serve_ministack(Path(directory)) as server:
         os.environ |= server.environment
-        store = server.bucket()
-        repository = Repository(open_backend("s3://bench/root", relative_to=Path()))
+        url = server.new_bucket()
+        bucket, _, root = url.removeprefix("s3://").partition("/")
+        store = S3Store(bucket, prefix=root, client_options={"allow_http": True})
+        repository = Repository(open_backend(url, relative_to=Path()))
         repository.create()
         fill(store, experiments, checkpoints)
         line = table(MEASURED)
@@ -152,7 +154,7 @@ def timings(
     repository: Repository, store: S3Store, experiments: int, name: str, rounds: int
 ) -> list[str]:
     kinds = ("experiment", "journal")
-    wanted = [f"root/{keys(n)[kind]}" for n in range(experiments) for kind in kinds]
+    wanted = [keys(n)[kind] for n in range(experiments) for kind in kinds]
     raw, cold, warm = [], [], []
     for _ in range(rounds):
         with ThreadPoolExecutor(THREADS) as pool:
@@ -168,12 +170,6 @@ def timings(
     return [name, f"{best[0]:.2f} s", f"{best[1]:.2f} s", ratio, f"{best[2]:.2f} s"]
 
 
-def timed(act: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
-
-
 def fetch(store: S3Store, key: str) -> int:
     return len(obstore.get(store, key).bytes())
 
@@ -181,80 +177,35 @@ def fetch(store: S3Store, key: str) -> int:
 def fill(store: S3Store, experiments: int, checkpoints: int) -> None:
     def put(number: int) -> None:
         at = keys(number)
-        obstore.put(store, f"root/{at['experiment']}", inputs(number))
-        obstore.put(store, f"root/{at['journal']}", journal(number, checkpoints))
-        obstore.put(store, f"root/{at['heartbeat']}", b"{}")
+        obstore.put(store, at["experiment"], inputs(number))
+        obstore.put(store, at["journal"], journal(number, checkpoints))
+        obstore.put(store, at["heartbeat"], b"{}")
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(experiments)))
 
 
-class Server:
-    """ministack on a free port, until the block ends."""
-
-    def __enter__(self) -> Server:
-        port = self._free_port()
-        environ = {**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port)}
-        command = [str(Path(sys.executable).with_name("ministack"))]
-        self._process = subprocess.Popen(
-            command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if re.search("Running on", line):
-                break
-        self.environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-        }
-        return self
-
-    @staticmethod
-    def _free_port() -> int:
-        import socket
-
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            return int(found.getsockname()[1])
-
-    def bucket(self) -> S3Store:
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="bench")
-        return S3Store(
-            "bench",
-            endpoint=self.environment["AWS_ENDPOINT_URL"],
-            client_options={"allow_http": True},
-        )
-
-    def __exit__(self, *error: object) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
-
-
 # ---------------------------------------------------------------- requests
 
 
-class MadeUp(MemoryBackend):
+class MadeUp(Bucket):
     """A bucket with so many experiments, each made when it is read. What is written is kept."""
-
-    remote = True
 
     def __init__(self, experiments: int, checkpoints: int) -> None:
         super().__init__()
-        self.url = "memory://made-up"
-        self.requests: Counter[str] = Counter()
+        self.time = time.time()
         self.bytes = 0
         self._checkpoints = checkpoints
         self._numbers = {identified(n, "experiment"): n for n in range(experiments)}
         self._sizes = {"experiment": len(inputs(0)), "journal": len(journal(0, checkpoints))}
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        self.requests["GET"] += 1
         made = self._make(key)
-        data = super().get(key, start, length) if made is None else made
+        if made is None:
+            data = super().get(key, start, length)
+        else:
+            self._count("GET", [key])
+            data = made
         self.bytes += len(data)
         return data
 
@@ -265,19 +216,13 @@ class MadeUp(MemoryBackend):
         number = self._numbers[parts[1]]
         return inputs(number) if len(parts) == 3 else journal(number, self._checkpoints)
 
-    def put_if_absent(self, items: Mapping[str, Content], *, fresh: float = 0.0) -> set[str]:
-        self.requests["PUT"] += len(items)
-        return super().put_if_absent(items, fresh=fresh)
-
-    def list(self, prefix: str = "", after: str = "") -> Iterator[Stat]:
-        found = [*super().list(prefix, after)]
+    def _listed(self, prefix: str, after: str) -> Iterator[Stat]:
+        yield from super()._listed(prefix, after)
         if prefix.startswith("experiments/"):
             one = prefix.split("/")[1]
             for id in [one] if one else sorted(self._numbers):
                 for kind, key in sorted(keys(self._numbers[id]).items(), key=lambda item: item[1]):
-                    found.append(Stat(key, self._sizes.get(kind, 100), OLD, "1"))
-        self.requests["LIST"] += max(1, -(-len(found) // PAGE))
-        return iter(found)
+                    yield Stat(key, self._sizes.get(kind, 100), OLD, "1")
 
 
 def count(experiments: int, checkpoints: int) -> Iterator[list[str]]:
@@ -287,14 +232,20 @@ def count(experiments: int, checkpoints: int) -> Iterator[list[str]]:
     directory = Path(tempfile.mkdtemp())
 
     def counted(name: str, act: Callable[[], object]) -> list[str]:
-        bucket.requests.clear()
+        bucket.forget()
         bucket.bytes = 0
         seconds = timed(act)
         lists, gets = bucket.requests["LIST"], bucket.requests["GET"]
-        dollars = lists * 5e-6 + gets * 4e-7  # of S3 in us-east-1
         size = f"{bucket.bytes / 1e6:,.1f}"
         requests = (f"{lists:,}", f"{gets:,}")
-        return [f"{experiments:,}", name, *requests, size, f"{dollars:.4f}", f"{seconds:.1f}"]
+        return [
+            f"{experiments:,}",
+            name,
+            *requests,
+            size,
+            f"{dollars(bucket.requests):.4f}",
+            f"{seconds:.1f}",
+        ]
 
     index = Index(repository, directory)
     yield counted("cold", index.records)

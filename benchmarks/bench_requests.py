@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
-from counting_proxy import Requests, counting, dollars
 from timing import compile_package, table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from fault_proxy import FaultProxy
 from servers import Server, s3_environment, serve_moto
 
 TRAIN = """
@@ -43,19 +43,23 @@ experiment.stop()
 FILES, FILE = 1000, 4000
 
 
-@contextmanager
-def bucket() -> Iterator[tuple[Server, Requests]]:
-    """A server, and the proxy in front of it."""
-    with serve_moto() as server, counting(server.endpoint) as requests:
-        yield server, requests
+#: What copies, the parts of an upload and looks at an object are in the bill.
+BILLED = {"COPY": "PUT", "POST": "PUT", "HEAD": "GET"}
+#: Dollars for 1,000 requests, S3 Standard in us-east-1. Deleting costs nothing.
+PRICES = {"PUT": 0.005, "LIST": 0.005, "GET": 0.0004, "DELETE": 0.0}
+
+
+def dollars(kinds: Mapping[str, int]) -> float:
+    """What these requests cost."""
+    return sum(PRICES[BILLED.get(kind, kind)] * n for kind, n in kinds.items()) / 1000
 
 
 class Bench:
     """Projects that save into buckets of their own, and a line of the table for what each did."""
 
-    def __init__(self, server: Server, requests: Requests, directory: Path) -> None:
+    def __init__(self, server: Server, proxy: FaultProxy, directory: Path) -> None:
         self._server = server
-        self._requests = requests
+        self._proxy = proxy
         self._directory = directory
         self._line = table(
             [("", -44), ("PUT", 7), ("LIST", 6), ("GET", 7), ("DELETE", 7), ("dollars", 11)]
@@ -72,7 +76,7 @@ class Bench:
 
     def run(self, project: Path, *command: str) -> str:
         """Run a command in a project, with a cache of its own; what it prints."""
-        environment = os.environ | s3_environment(self._requests.url)
+        environment = os.environ | s3_environment(self._proxy.endpoint)
         environment |= {
             "XDG_STATE_HOME": str(self._directory / "state"),
             "REPLICATE_CACHE": str(project / ".cache"),
@@ -91,20 +95,21 @@ class Bench:
     def train(self, project: Path, count: int, size: int, pause: float) -> None:
         self.run(project, "-c", TRAIN, str(count), str(size), str(pause))
         before = -1
-        while (now := self._requests.kinds.total()) != before:  # the helper outlives its trainer
+        while (now := len(self._proxy.requests)) != before:  # the helper outlives its trainer
             before = now
             time.sleep(3)
 
     def count(self, what: str, *command: str, project: Path) -> None:
         """Run a command and print what it has asked."""
-        self._requests.clear()
+        self._proxy.requests.clear()
         if command[0] == "train":
             self.train(project, int(command[1]), int(command[2]), float(command[3]))
         else:
             self.run(project, "-m", "replicate", *command)
-        self.show(what, Counter(self._requests.kinds))
+        requests = [*self._proxy.requests]
+        self.show(what, Counter(BILLED.get(r.kind, r.kind) for r in requests))
         if "--trace" in sys.argv:
-            print("\n".join(self._requests.keys))
+            print("\n".join(f"{r.kind} {r.key}" for r in requests))
 
     def show(self, what: str, kinds: Counter[str]) -> None:
         counts = (f"{kinds[kind]:,}" for kind in ("PUT", "LIST", "GET", "DELETE"))
@@ -113,8 +118,12 @@ class Bench:
 
 def main() -> None:
     compile_package()
-    with bucket() as (server, requests), tempfile.TemporaryDirectory() as directory:
-        bench = Bench(server, requests, Path(directory))
+    with (
+        serve_moto() as server,
+        closing(FaultProxy(server.endpoint)) as proxy,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        bench = Bench(server, proxy, Path(directory))
         if "--long" in sys.argv:
             bench.count(
                 "1,000 checkpoints of 8 KB, one a second",
