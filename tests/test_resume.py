@@ -125,6 +125,7 @@ def test_a_run_whose_helper_was_killed_too_loses_nothing(project: ProjectDirecto
     for process in (*project.helpers(), run.pid):
         os.kill(process, signal.SIGKILL)
     run.wait()
+    os.utime(project.repository / f"experiments/{id}/heartbeat.json", (0, 0))  # it is long ago
     experiment = replicate.init(path=None, resume=id)
     assert experiment.id == id
     assert experiment.resumed_from is not None and experiment.resumed_from.step == 4
@@ -306,9 +307,9 @@ def test_a_run_that_is_alive_elsewhere_is_not_resumed(project: ProjectDirectory)
 
     def live() -> None:
         while not over.wait(0.02):
-            run.repository.beat(run.id, 60.0, {})
+            run.repository.beat(run.id, 10.0, {})
 
-    run.repository.beat(run.id, 60.0, {})
+    run.repository.beat(run.id, 10.0, {})
     recorder = threading.Thread(target=live)
     recorder.start()
     try:
