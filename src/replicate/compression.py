@@ -108,6 +108,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.planes = bytearray()
+        self.whole = bytearray()
         self.piece = bytearray(PIECE)
 
 
@@ -118,11 +119,16 @@ def _compress(data: bytes | memoryview, count: int) -> bytes:
     """One zstd frame for each of the planes of `data`, one after another."""
     import zstandard  # 12 ms, which a repository that stores raw bytes need not pay
 
-    compressor = zstandard.ZstdCompressor(level=LEVEL)
     if count == 1:
-        return compressor.compress(data)
-    whole = bytes(data)  # ten times faster to take every K-th byte of than a memoryview
-    return b"".join(compressor.compress(whole[i::count]) for i in range(count))
+        return zstandard.ZstdCompressor(level=LEVEL).compress(data)
+    # In a plane of numbers almost nothing repeats: hardly to look for it makes the frames smaller,
+    # since what is found by chance costs more than it saves, and takes a third of the time.
+    parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, hash_log=6, min_match=7)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters)
+    whole = _scratch.whole  # ten times faster to take every K-th byte of than a memoryview
+    whole[: len(data)] = data
+    planes = (whole[i : len(data) : count] for i in range(count))
+    return b"".join(compressor.compress(plane) for plane in planes)
 
 
 def _decompress(payload: bytes | memoryview, size: int) -> memoryview:
