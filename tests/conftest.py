@@ -3,6 +3,7 @@ run as real processes, and the `replicate` command as a person types it."""
 
 from __future__ import annotations
 
+import compileall
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+import replicate
 from fault_proxy import s3_proxy as s3_proxy
 from replicate.model import ExperimentRecord, Status, Stop
 from replicate.project import Project
@@ -39,6 +41,13 @@ _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 posix = pytest.mark.skipif(os.name != "posix", reason="needs fork and signals of POSIX")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have bytecode for the thousands of processes of the tests, also where Python writes none."""
+    if not hasattr(session.config, "workerinput"):
+        for directory in (Path(replicate.__file__).parent, Path(__file__).with_name("faults")):
+            compileall.compile_dir(directory, quiet=2)
 
 
 class ProjectDirectory:
