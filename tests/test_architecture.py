@@ -59,6 +59,7 @@ LATE = {
     ("compression", "zstandard"): "only a repository that compresses needs it",
     ("compression", "numpy"): "optional: only long chunks that were compressed are decoded with it",
     ("chunking", "pyfastcdc.cy"): "only the process that cuts files needs it",
+    ("index.apart", "replicate.index.crew"): "subprocess: 10 ms that only many experiments repay",
     ("cache", "sqlite3"): "a training script lists nothing, and some Pythons are built without it",
     ("config.file", "yaml"): "20 ms that only those with a replicate.yaml pay",
 }

@@ -39,30 +39,31 @@ def read_together(repository: Repository, listed: Sequence[Listed]) -> Iterator[
 
 def _fetching(backend: Backend, window: Sequence[Listed]) -> Background[dict[str, bytes]]:
     keys = [stat.key for listed in window for stat in _files(listed)]
-    return Background(lambda: _fetched(backend, keys))
+    return Background(lambda: fetched(backend, keys, THREADS, LARGE))
 
 
 def _files(listed: Listed) -> Sequence[Stat]:
     return (listed.inputs, *listed.journals) if listed.inputs else listed.journals
 
 
-def _fetched(backend: Backend, keys: Sequence[str]) -> dict[str, bytes]:
-    """The bytes of those that are there and not large."""
+def fetched(backend: Backend, keys: Sequence[str], threads: int, large: int) -> dict[str, bytes]:
+    """The bytes of those that are there and not large. One thread reads them in their order."""
 
     def fetch(key: str) -> bytes | None:
         try:
-            return backend.get(key, 0, LARGE)
+            return backend.get(key, 0, large)
         except KeyNotFoundError:
             return None
 
-    found = zip(keys, several(fetch, keys, THREADS), strict=True)
-    return {key: data for key, data in found if data is not None and len(data) < LARGE}
+    read = several(fetch, keys, threads) if threads > 1 else map(fetch, keys)
+    found = zip(keys, read, strict=True)
+    return {key: data for key, data in found if data is not None and len(data) < large}
 
 
 def _decoded(
     repository: Repository, window: Sequence[Listed], fetched: Mapping[str, bytes]
 ) -> Iterator[Reading]:
-    here = Repository(_Fetched(repository.backend, fetched), repository.spools)
+    here = Repository(Fetched(repository.backend, fetched), repository.spools)
     readings = [here.read(replace(listed, heartbeat=None)) for listed in window]
     goes_on = [
         listed.heartbeat
@@ -89,7 +90,7 @@ def _alive(
     return replace(reading, record=record)
 
 
-class _Fetched(Wrapper):
+class Fetched(Wrapper):
     """A backend of which some keys were fetched before. Each is given out so once: who asks again
     wants to know how it is now."""
 

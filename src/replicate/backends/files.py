@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -155,7 +155,9 @@ def several(work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THRE
     return list(each(work, items, threads))
 
 
-def each(work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS) -> Iterator[R]:
+def each(
+    work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS
+) -> Generator[R, None, None]:
     """As `several`, while it goes on. After a failure nothing more is begun."""
     items = list(items)
     if len(items) < 2:

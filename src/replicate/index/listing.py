@@ -19,6 +19,7 @@ from replicate.backends.base import Stat
 from replicate.backends.files import several
 from replicate.cache import Cache
 from replicate.errors import DamagedError
+from replicate.index.apart import Made, processes_for, read_apart
 from replicate.index.entries import (
     Damaged,
     Entry,
@@ -40,7 +41,7 @@ _WINDOW = 128
 #: The code that decides what a record is: when it changes, what was kept before is worth nothing.
 _DECIDES = (
     *("model", "outputs", "records", "fold", "repository", "compact", "together"),
-    *("snapshots/rows", "index/entries", "index/listing", "index/shared"),
+    *("snapshots/rows", "index/entries", "index/listing", "index/shared", "index/worker"),
 )
 #: Told what is read, how many of them are done, and how many there are.
 Progress = Callable[[str, int, int], None]
@@ -64,11 +65,18 @@ class Index:
     """The experiments of a repository, with what is kept of them below `directory`, if any."""
 
     def __init__(
-        self, repository: Repository, directory: Path | None, progress: Progress = unseen
+        self,
+        repository: Repository,
+        directory: Path | None,
+        progress: Progress = unseen,
+        processes: int | None = None,
     ) -> None:
+        """`processes` are so many that decode what has to be read: by default those that pay."""
         self._repository = repository
         self._progress = progress
-        name = blake3(repository.url.encode("utf-8", "surrogatepass")).hexdigest(length=16)
+        self._processes = processes
+        place = repository.backend.identity.encode("utf-8", "surrogatepass")
+        name = blake3(place).hexdigest(length=16)
         file = directory / "index" / f"{name}.sqlite" if directory else None
         self._cache = Cache(file, _version())
 
@@ -207,16 +215,13 @@ class Index:
         # In a bucket other bytes always have another version.
         now = None if self._repository.backend.remote else self._repository.backend.clock()
         fresh: list[tuple[str, dict[str, bytes]]] = []
-        for number, reading in enumerate(self._readings(stale), 1):
+        for number, made in enumerate(self._made(stale), 1):
             self._progress("experiments", number, len(stale))
-            if reading.record.damage:
-                yield Damaged(reading.listed, reading.record)
+            if isinstance(made, Reading) and made.record.damage:
+                yield Damaged(made.listed, made.record)
                 continue
-            row = packed(reading, ids_of(reading.record))
-            entry = Kept.of(reading.listed, row["head"], self._repository, clock)
-            assert entry is not None
-            entry.heartbeat = reading.record.heartbeat
-            if now is None or not is_racy(reading.listed, now):
+            entry, row = self._whole(made, clock)
+            if now is None or not is_racy(entry.listed, now):
                 fresh.append((entry.id, row))
             if len(fresh) >= _WINDOW:
                 self._cache.write(fresh)
@@ -224,7 +229,23 @@ class Index:
             yield entry
         self._cache.write(fresh)
 
-    def _readings(self, listed: Sequence[Listed]) -> Iterable[Reading]:
+    def _whole(self, made: Made, clock: _Clock) -> tuple[Kept, dict[str, bytes]]:
+        if isinstance(made, Reading):
+            listed, row = made.listed, packed(made, ids_of(made.record))
+        else:
+            listed, row = made
+        entry = Kept.of(listed, row["head"], self._repository, clock)
+        assert entry is not None
+        if isinstance(made, Reading):
+            entry.heartbeat = made.record.heartbeat
+        elif listed.heartbeat is not None:
+            entry.knows(listed.heartbeat, row["beat"])
+        return entry, row
+
+    def _made(self, listed: Sequence[Listed]) -> Iterable[Made]:
+        processes = processes_for(listed) if self._processes is None else self._processes
+        if processes:
+            return read_apart(self._repository, listed, processes)
         if self._repository.backend.remote:
             return read_together(self._repository, listed)
         return map(self._repository.read, listed)
@@ -235,6 +256,8 @@ def _version() -> bytes:
     """A hash of the code that decides what a record is."""
     hashed = blake3()
     root = Path(__file__).parent.parent
-    for module in _DECIDES:
-        hashed.update((root / f"{module}.py").read_bytes())
+    for name in _DECIDES:
+        for file in (root / f"{name}.py", *sorted((root / name).glob("*.py"))):  # or a package
+            if file.is_file():
+                hashed.update(file.read_bytes())
     return hashed.digest()
