@@ -5,7 +5,8 @@ from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.checkpoints import Checkpoint, CheckpointList
 from replicate.project.experiments import Experiment
 from replicate.project.lists import ExperimentList, Experiments
-from replicate.project.project import Picked, Project
+from replicate.project.lookup import Picked
+from replicate.project.project import Project
 
 __all__ = [
     "CheckedOut",

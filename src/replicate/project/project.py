@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from replicate import config, maintenance, process
 from replicate.backends.cached import cached, uncached
 from replicate.backends.location import open_backend
-from replicate.diff import Comparison, FileSide, Side, compare
-from replicate.errors import AmbiguousIdError, NotFoundError, StorageError, UsageError
-from replicate.index import Index, Match, unseen
+from replicate.diff import Comparison, compare
+from replicate.errors import NotFoundError, UsageError
+from replicate.index import Match, unseen
 from replicate.index import Progress as Counted
 from replicate.model import (
-    CheckpointRecord,
     ExperimentRecord,
     Origin,
     Point,
-    TreeRef,
-    ranking,
-    short,
 )
 from replicate.project import checkouts, lineage, resuming
 from replicate.project import pending as waiting
 from replicate.project.checkouts import CheckedOut, CheckoutPlan
 from replicate.project.checkpoints import Checkpoint
+from replicate.project.comparing import side
 from replicate.project.elsewhere import location_of
 from replicate.project.experiments import Experiment
 from replicate.project.lineage import Relative
 from replicate.project.lists import Experiments
+from replicate.project.lookup import Found, Lookup, Picked, pick
 from replicate.project.privacy import recorded_command
 from replicate.project.recording import Paths, start, unrecorded
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import live_recorders
 from replicate.recorder.console import Console
 from replicate.repository import Repository
-from replicate.spool import all_spools, known_repositories, spool_root
+from replicate.spool import Spool, all_spools, known_repositories, spool_root, spools_for
 from replicate.streams import OutputReader, samples
-from replicate.tree import reader
 
 if TYPE_CHECKING:
     from replicate.maintenance import (
@@ -57,23 +53,6 @@ if TYPE_CHECKING:
     from replicate.recorder.recovery import Outcome
 
 Report = Callable[[str], None]
-#: Of ids that a prefix might mean, so many are described.
-_DESCRIBED = 20
-
-Found = ExperimentRecord | tuple[ExperimentRecord, CheckpointRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """What an id stands for: a checkpoint, and how it was chosen when the id is an experiment's.
-    An experiment that has no checkpoint is picked with none. Its inputs are those of the attempt
-    that made the checkpoint."""
-
-    experiment: ExperimentRecord
-    checkpoint: CheckpointRecord | None
-    how: Literal["named", "best", "latest", "none"]
-    #: Whether one that ranks before it was passed over, because its files were let go.
-    passed_over: bool = False
 
 
 def _unheard(message: str) -> None:
@@ -100,7 +79,6 @@ class Project:
         progress: Counted = unseen,
     ) -> None:
         self._report = report
-        self._progress = progress
         self._streams = streams
         self.config = config.load(
             None if directory is None else Path(directory),
@@ -111,6 +89,7 @@ class Project:
         spools = spool_root(backend, self.config.spool)
         backend = cached(backend, self.config.cache, self.config.cache_size)
         self.repository = Repository(backend, spools)
+        self._lookup = Lookup(self.repository, self.config, progress)
 
     def init(
         self,
@@ -183,7 +162,7 @@ class Project:
             )
         if wanted is None:
             return None
-        if not self._online:
+        if not self._lookup.online:
             raise UsageError(
                 "To resume a run takes the repository, and REPLICATE_MODE is `offline`",
                 hint="Unset it for this run, or start a new experiment.",
@@ -233,35 +212,7 @@ class Project:
         What this process has recorded so far is in it, and what waits on this machine for a
         remote repository. No repository yet means no experiments.
         """
-        left = waiting.pending(self.repository)  # before the rest: what is saved meanwhile is there
-        index = self._index(left)
-        records = index.records() if index else []
-        if not left:
-            return records
-        found = [waits.added_to(r) if (waits := left.pop(r.id, None)) else r for r in records]
-        found += [record for one in left.values() if (record := one.alone(online=self._online))]
-        return sorted(found, key=lambda e: (e.created, e.id))
-
-    def _index(self, here: Mapping[str, waiting.Pending]) -> Index | None:
-        """What is in the repository; in one that is not remote, with all that this process has
-        recorded so far. None where there is none, or the network is not to be used."""
-        if not self._online:
-            return None
-        for recorder in live_recorders():
-            if not recorder.remote:
-                recorder.wait()
-        try:
-            there = self.repository.exists()
-        except StorageError as error:
-            if here:
-                more = "REPLICATE_MODE=offline shows what waits for it on this machine."
-                error.hint = f"{error.hint} {more}" if error.hint else more
-            raise
-        return Index(self.repository, self.config.cache, self._progress) if there else None
-
-    @property
-    def _online(self) -> bool:
-        return self.config.mode != "offline" or not self.repository.backend.remote
+        return self._lookup.records()
 
     def resolve(self, prefix: str) -> Found:
         """The experiment or checkpoint whose id starts with `prefix`.
@@ -270,69 +221,23 @@ class Project:
         """
         return self.resolve_all([prefix])[0]
 
-    def matches(self, prefix: str) -> list[Match]:
-        """The ids of experiments and checkpoints that start with `prefix`; none for no prefix."""
-        return self._matches([prefix])[0]
-
     def resolve_all(self, prefixes: Sequence[str]) -> list[Found]:
         """What each of these prefixes stands for. Raises like `resolve`."""
-        found = self._matches(prefixes)
-        return [self._resolve(*pair) for pair in zip(prefixes, found, strict=True)]
+        return self._lookup.resolve_all(prefixes)
 
-    def _matches(self, prefixes: Sequence[str]) -> list[list[Match]]:
-        left = waiting.pending(self.repository)  # before the rest, as in `records`
-        index = self._index(left)
-        found = index.matches(prefixes) if index else [[] for _ in prefixes]
-        here = [Match(*ids) for one in left.values() for ids in one.ids()]
-        for prefix, matches in zip(prefixes, found, strict=True):
-            new = [m for m in here if prefix and (m.checkpoint or m.experiment).startswith(prefix)]
-            matches += [match for match in new if match not in matches]
-        return found
-
-    def _resolve(self, prefix: str, matches: Sequence[Match]) -> Found:
-        if len(matches) == 1:
-            return self._found(matches[0])
-        if not prefix:
-            raise NotFoundError(
-                "An id is needed here, or the first characters of one",
-                hint=f"`replicate ls` lists those in {self.repository.url}",
-            )
-        if not matches:
-            raise NotFoundError(
-                f"No experiment or checkpoint has an id that starts with {prefix!r}",
-                hint=f"`replicate ls` lists those in {self.repository.url}",
-            )
-        raise AmbiguousIdError(
-            f"{prefix!r} matches {len(matches)} ids; give more of its digits",
-            [_describe(self._found(match)) for match in matches[:_DESCRIBED]],
-        )
-
-    def _found(self, match: Match) -> Found:
-        record = waiting.current(self.repository, match.experiment, online=self._online)
-        if match.checkpoint is None:
-            return record
-        return record, next(c for c in record.checkpoints if c.id == match.checkpoint)
+    def matches(self, prefix: str) -> list[Match]:
+        """The ids of experiments and checkpoints that start with `prefix`; none for no prefix."""
+        return self._lookup.matches(prefix)
 
     def pick(self, prefix: str, *, with_files: bool = False) -> Picked:
         """The checkpoint that `prefix` names; for an experiment its best, else its latest. With
         `with_files` the best of those whose files were not let go, where there is one."""
-        found = self.resolve(prefix)
-        if not isinstance(found, ExperimentRecord):
-            return Picked(found[0].at(found[1]), found[1], "named")
-        best = found.best()
-        if with_files and best is not None and best.dropped:
-            left = ranking([c for c in found.checkpoints if not c.dropped])
-            if left:  # else the error says which checkpoints have files
-                return Picked(found.at(left[0]), left[0], "best", passed_over=True)
-        if best is not None:
-            return Picked(found.at(best), best, "best")
-        latest = found.latest()
-        return Picked(found.at(latest), latest, "latest" if latest else "none")
+        return pick(self.resolve(prefix), with_files=with_files)
 
     def logged(self, experiment: ExperimentRecord) -> list[Point]:
         """Every point of an experiment that has logged any; see `Repository.history`. None where
         the network is not to be used."""
-        if not self._online:
+        if not self._lookup.online:
             return []
         points = self.repository.history(experiment)
         with_metrics = sum(bool(c.metrics) for c in experiment.current)
@@ -364,8 +269,29 @@ class Project:
 
     def others_with_spools(self) -> list[str]:
         """The other repositories for which runs may wait on this machine."""
-        known = known_repositories(self.config.spool)
-        return [url for url in known if url != self.repository.url]
+        return [url for url, _, reached in self._known() if reached]
+
+    def out_of_reach(self) -> list[tuple[str, str]]:
+        """The URLs, and the servers, of repositories for which runs wait on this machine, while
+        the environment leads from that URL to another server. "" is the cloud's own."""
+        return [
+            (url, server)
+            for url, server, reached in self._known()
+            if not reached and any(s.names() for s in self._waiting(url, server))
+        ]
+
+    def _known(self) -> Iterator[tuple[str, str, bool]]:
+        """The other repositories with spools, and whether the environment leads there now."""
+        for identity in known_repositories(self.config.spool):
+            if identity != self.repository.backend.identity:
+                url, _, server = identity.partition("\n")
+                there = open_backend(url, relative_to=self.directory)
+                yield url, server, there.identity == identity
+
+    def _waiting(self, url: str, server: str) -> list[Spool]:
+        assert self.config.spool is not None
+        identity = "\n".join(filter(None, (url, server)))
+        return all_spools(spools_for(identity, self.config.spool))
 
     # ------------------------------------------------------------ other repositories
 
@@ -419,25 +345,7 @@ class Project:
 
     def compare(self, left: Picked, right: Picked) -> Comparison:
         """All that differs between two checkpoints: params, metrics, packages, code, outputs."""
-        return compare(self._side(left), self._side(right))
-
-    def _side(self, picked: Picked) -> Side:
-        checkpoint = picked.checkpoint
-        return Side(
-            picked.experiment,
-            checkpoint,
-            code=self._files(picked.experiment.tree_ref),
-            outputs=self._files(checkpoint.tree_ref if checkpoint else None),
-        )
-
-    def _files(self, ref: TreeRef | None) -> dict[str, FileSide]:
-        if ref is None:
-            return {}
-        backend = self.repository.objects(ref.packs)
-        return {
-            path: FileSide(entry.hash, entry.size, entry.mode, reader(backend, entry))
-            for path, entry in self.repository.tree(*ref).files.items()
-        }
+        return compare(*(side(self.repository, one) for one in (left, right)))
 
     # ------------------------------------------------------------ checking out
 
@@ -547,11 +455,3 @@ class Project:
 def _as_stored(repository: Repository) -> Repository:
     """The repository without what this machine keeps of it."""
     return Repository(uncached(repository.backend), repository.spools)
-
-
-def _describe(found: Found) -> str:
-    if isinstance(found, ExperimentRecord):
-        return f"experiment {found.id[:12]} ({found.command})"
-    experiment, checkpoint = found
-    step = "" if checkpoint.step is None else f", step {checkpoint.step}"
-    return f"checkpoint {checkpoint.id[:12]} (experiment {short(experiment.id)}{step})"
