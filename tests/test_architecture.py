@@ -24,7 +24,7 @@ LAYERS = (
     ),
     ("model", "packs", "backends"),
     ("blobs", "records", "values", "diff", "query", "environment", "process", "text", "changes"),
-    ("tree", "fold", "analysis", "streams", "spool"),
+    ("tree", "fold", "analysis", "journal", "streams", "spool"),
     ("repository", "snapshots"),
     ("together",),
     ("maintenance", "index"),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from replicate import checks
@@ -23,14 +23,14 @@ from replicate.changes import Announcements
 from replicate.config import Compression
 from replicate.errors import DamagedError, KeyNotFoundError, RepositoryError
 from replicate.fold import fold
-from replicate.model import ExperimentRecord, Heartbeat, Point, Value
+from replicate.journal import JournalWriter, missing_events
+from replicate.model import ExperimentRecord, Heartbeat, Point
 from replicate.packs import Directory, PackedView, Packs
 from replicate.records import (
     Event,
     decode_event,
     decode_experiment,
     dump,
-    encode_event,
     encode_experiment,
     encode_time,
     now,
@@ -44,7 +44,6 @@ from replicate.tree import Tree, read_tree
 VERSION = 1
 #: Names of optional parts of the format that this version can read.
 FEATURES: frozenset[str] = frozenset()
-SEGMENT_SIZE = 256 << 10
 #: Stands for a time that is lost.
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00Z")
 _DESCRIPTION = {"format": "replicate", "version": VERSION, "requires": []}
@@ -188,7 +187,9 @@ class Repository:
     ) -> JournalWriter:
         """A journal of an experiment, or another of its streams of events, for a writer that
         nobody else is: a new random name. Its events belong to that attempt of the run."""
-        return JournalWriter(self, experiment, writer, stream, attempt)
+        directory = _directory(experiment) + stream
+        announce = partial(self.announce, experiment)
+        return JournalWriter(self.backend, directory, writer, announce, attempt)
 
     def announce(self, experiment: str) -> None:
         """In a bucket, mark the experiment as changed, unless that was done a moment ago.
@@ -306,7 +307,7 @@ class Repository:
         folded = fold(inputs, events)
         if heartbeat is not None and beat is not None and folded.stop is None:
             heartbeat = self.aged(heartbeat, beat)
-        lost = _missing_events(id, events, unreadable, heartbeat.events if heartbeat else {})
+        lost = missing_events(id, events, unreadable, heartbeat.events if heartbeat else {})
         record = replace(folded, heartbeat=heartbeat, damage=(*folded.damage, *damage))
         return Reading(listed, record, Counter(e.writer for e in events), inputs, events), lost
 
@@ -357,60 +358,6 @@ class Repository:
         except (DamagedError, KeyError, TypeError, ValueError) as error:
             damage.append(f"{error}: when the run was last alive cannot be told")
             return None
-
-
-class JournalWriter:
-    """Appends events to files that nobody else writes to."""
-
-    def __init__(
-        self, repository: Repository, experiment: str, writer: str, stream: str, attempt: int = 1
-    ) -> None:
-        self._repository = repository
-        self._experiment = experiment
-        # The first attempt goes without saying: most runs have no other.
-        self._common = {"attempt": attempt} if attempt > 1 else {}
-        self._directory = f"experiments/{experiment}/{stream}"
-        self.writer = writer
-        self.count = 0
-        self._segment = 0
-        self._written = b""
-
-    def append(self, events: Iterable[tuple[str, datetime, Mapping[str, Value]]]) -> None:
-        """Commit events, given as (kind, time, data). When it returns they are durable.
-
-        After an error nothing is counted as written, and the same call may be made again.
-        """
-        lines = [
-            encode_event(Event(kind, time, self.writer, self.count + i, {**self._common, **data}))
-            for i, (kind, time, data) in enumerate(events)
-        ]
-        if not lines:
-            return
-        if len(self._written) >= SEGMENT_SIZE:
-            self._segment, self._written = self._segment + 1, b""
-        added = b"".join(lines)
-        key = f"{self._directory}/{self.writer}-{self._segment}.jsonl"
-        self._repository.announce(self._experiment)
-        self._repository.backend.append(key, self._written, added)
-        self._written += added
-        self.count += len(lines)
-
-
-def _missing_events(
-    id: str, events: Iterable[Event], unreadable: Mapping[str, int], written: Mapping[str, int]
-) -> list[str]:
-    """A sentence for each writer of whose events some are gone without leaving a damaged line."""
-    seen: dict[str, set[int]] = defaultdict(set)
-    for event in events:
-        seen[event.writer].add(event.number)
-    lost = []
-    for writer in sorted(seen.keys() | written.keys()):
-        expected = max(max(seen[writer], default=-1) + 1, written.get(writer, 0))
-        missing = expected - len(seen[writer]) - unreadable.get(writer, 0)
-        if missing > 0:
-            files = f"experiments/{id}/journal/{writer}-*.jsonl"
-            lost.append(f"{missing} of {expected} events are missing from {files}")
-    return lost
 
 
 def _directory(id: str) -> str:

@@ -21,10 +21,11 @@ from replicate.backends.local import LocalBackend
 from replicate.blobs import Recent
 from replicate.errors import DamagedError, UnsafeTreeError, UsageError
 from replicate.interop.files import Files
+from replicate.journal import JournalWriter
 from replicate.maintenance import Outcome, Progress
 from replicate.model import CheckpointRecord, ExperimentRecord, Point, Stop, Value, short
 from replicate.records import checkpoint_data, encode_value, new_id, now, stop_data
-from replicate.repository import JournalWriter, Repository
+from replicate.repository import Repository
 from replicate.tree import add_tree
 
 Event = tuple[str, datetime, Mapping[str, Value]]

@@ -7,6 +7,7 @@ again, to the same effect.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -27,6 +28,7 @@ from replicate.errors import (
     UnsafeTreeError,
     UsageError,
 )
+from replicate.journal import JournalWriter
 from replicate.model import Status, Value
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
@@ -40,7 +42,7 @@ from replicate.records import (
     new_id,
     now,
 )
-from replicate.repository import JournalWriter, Repository
+from replicate.repository import Repository
 from replicate.secrets import Redact, redact_text
 from replicate.spool import Job, Mapped, Spool, mapped
 from replicate.tree import Source, add_tree
@@ -95,7 +97,9 @@ class Committer:
         progress: Callable[[], None] = lambda: None,
         tails: Sequence[Mapping[str, Any]] = (),
         redact: Redact = redact_text,
+        alive: bool = True,
     ) -> None:
+        """`alive` says that the run goes on, or its helper does, which is what heartbeats tell."""
         self._repository = repository
         self._await_copy = await_copy
         self._progress = progress
@@ -107,6 +111,9 @@ class Committer:
         self._retention: Retention | None = None
         #: Seconds between two heartbeats.
         self.interval = REMOTE_INTERVAL if repository.backend.remote else INTERVAL
+        self._alive = alive
+        #: What the last heartbeat has said, and when, by the monotonic clock.
+        self._beaten: tuple[dict[str, int], float] = {}, -math.inf
         self._journal: JournalWriter | None = None
         self._late = False
         self._summary: dict[str, Value] = {}
@@ -188,10 +195,16 @@ class Committer:
             self.record(("summary", now(), {"metrics": encode_value(dict(last))}))
             self._summary, self._summarized = dict(last), time.monotonic()
 
-    def beat(self) -> None:
-        """Write the heartbeat, while there is an experiment: one that was removed stays so."""
-        if self.created and self._repository.has(self._spool.experiment):
-            self._repository.beat(self._spool.experiment, self.interval, self.events)
+    def beat(self, *, news: bool = True) -> None:
+        """Write the heartbeat, while there is an experiment: one that was removed stays so. After
+        less than half of its interval only where it is to tell `news`, and has some."""
+        said, at = self.events, time.monotonic()
+        last, before = self._beaten
+        if at - before < self.interval / 2 and (not news or said == last):
+            return
+        if self._alive and self.created and self._repository.has(self._spool.experiment):
+            self._repository.beat(self._spool.experiment, self.interval, said)
+            self._beaten = said, at
 
     # ------------------------------------------------------------ the steps of a commit
 

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from replicate.journal import JournalWriter
 from replicate.model import Value
 from replicate.recorder.console import KINDS, end_of_output
 from replicate.recorder.points import POINTS
 from replicate.recorder.segments import Segment, Segments
 from replicate.records import decode_value, encode_value, new_id
-from replicate.repository import JournalWriter, Repository
+from replicate.repository import Repository
 from replicate.secrets import Redact, redact_text
 from replicate.spool import Spool
 
