@@ -12,8 +12,8 @@ from backend_contract import next_tick
 from replicate.backends.base import Backend
 from replicate.backends.local import LocalBackend
 from replicate.errors import DamagedError
-from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, Status, Stop
-from replicate.records import checkpoint_data, new_id, now, stop_data
+from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, PrimaryMetric, Status, Stop
+from replicate.records import attempt_data, checkpoint_data, new_id, now, stop_data
 from replicate.repository import Repository
 from replicate.tree import Source, add_tree, reader
 
@@ -63,6 +63,22 @@ class Run:
     def beat(self) -> None:
         """Say that the run is alive."""
         self.repository.beat(self.id, 10.0, {self.journal.writer: self.journal.count})
+
+    def resume(self, step: int) -> None:
+        """Begin a second attempt, which goes on after that step."""
+        attempt = Attempt(
+            number=2,
+            created=now(),
+            params={},
+            user="ada",
+            host="lovelace",
+            command="train.py",
+            path=None,
+            tree=None,
+            from_step=step,
+        )
+        journal = self.repository.journal(self.id, new_id()[:16], attempt=2)
+        journal.append([("attempt", attempt.created, {**attempt_data(attempt), "id": new_id()})])
 
     def stop(self) -> None:
         """End the run; whatever happens next happens later."""

@@ -47,6 +47,7 @@ def seen(records: list[ExperimentRecord]) -> list[str]:
                 record.best(),
                 record.latest(),
                 record.primary_metric,
+                record.num_checkpoints,
                 replace(
                     record,
                     checkpoints=tuple(record.checkpoints),
@@ -534,12 +535,11 @@ def test_a_real_bucket_is_compacted_and_listed(
     ids = [over(repository, 0.5, 0.25) for _ in range(3)]
     waiting = json.loads(project.cli("compact", "--json").stdout)
     assert (waiting["experiments"], waiting["waiting"]) == (0, 3)
+    assert "3 experiments are not in it yet" in project.cli("compact").stdout
     monkeypatch.setattr("replicate.maintenance.compaction.STALE", -HOUR)
     assert compact(repository).experiments == 3
     assert marked(repository.backend) == {}
-    assert (
-        "Took 0 experiments into the shared listing: 3 are in it" in project.cli("compact").stdout
-    )
+    assert "The shared listing has 3 experiments: 0 added" in project.cli("compact").stdout
     person = Repository(repository.backend)
     tag(person, ids[0], "paper")
     shown = json.loads(project.cli("ls", "--json").stdout)

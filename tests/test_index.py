@@ -66,7 +66,7 @@ def age(root: Path, seconds: float = 60.0) -> None:
 def seen(records: Sequence[ExperimentRecord]) -> list[str]:
     """What can be seen of the records, where NaN is NaN: all but how old a heartbeat is exactly."""
     return [
-        f"{r.status, r.best(), r.latest(), r.primary_metric, len(r.checkpoints)}"
+        f"{r.status, r.best(), r.latest(), r.primary_metric, r.num_checkpoints, len(r.checkpoints)}"
         + repr(
             replace(
                 r,
@@ -205,6 +205,19 @@ def test_all_checkpoints_are_there_once_asked_for(
     record = index.records()[0]
     assert len(record.checkpoints) == 2 and backend.read == []
     assert tuple(record.checkpoints) == repository.experiment(record.id).checkpoints
+
+
+def test_how_many_are_left_of_a_resumed_run_is_told_without_reading_it(
+    runs: list[Run], index: Index, repository: Repository, backend: Recorded, root: Path
+) -> None:
+    runs[0].resume(0)
+    age(root)
+    index.records()
+    backend.read.clear()
+    (record,) = (r for r in index.records() if r.id == runs[0].id)
+    assert (record.num_checkpoints, len(record.checkpoints)) == (1, 2)
+    assert backend.read == []
+    assert repository.experiment(record.id).num_checkpoints == len(record.current) == 1
 
 
 def test_the_cache_lies_where_the_environment_says(tmp_path: Path) -> None:

@@ -17,17 +17,17 @@ from replicate.recorder.recovery import recover
 pytestmark = linux
 
 
-def run_until_the_machine_stops(project: ProjectDirectory) -> Path:
+def run_until_the_machine_stops(project: ProjectDirectory, options: str = "") -> Path:
     """A run whose five checkpoints lie in the spool when all its processes end; the spool."""
-    process = project.start("""
+    process = project.start(f"""
         import sys, replicate
-        experiment = replicate.init(path=None)
+        experiment = replicate.init(path=None{options})
         experiment.wait()
         print("ready", flush=True)
         sys.stdin.readline()
         for i in range(5):
-            open("m", "w").write(f"version {i}")
-            experiment.checkpoint("m", metrics={"i": i})
+            open("m", "w").write("version " + str(i))
+            experiment.checkpoint("m", metrics=dict(i=i))
         print("spooled", flush=True)
         sys.stdin.read()
     """)
@@ -71,6 +71,20 @@ def test_the_next_run_saves_what_was_left_and_says_so(
     assert steps(first) == [0, 1, 2, 3, 4]
     assert project.files_of(first.checkpoints[3].id, tmp_path / "out") == {"m": b"version 3"}
     assert project.spools() == []
+
+
+def test_what_the_run_would_have_let_go_is_let_go(
+    project: ProjectDirectory, tmp_path: Path
+) -> None:
+    run_until_the_machine_stops(project, ', keep={"last": 1}')
+    done = project.cli("sync")
+    assert "is in the repository now" in done.stderr
+    (record,) = project.records()
+    assert steps(record) == [0, 1, 2, 3, 4]
+    assert [c.dropped for c in record.checkpoints] == [True] * 4 + [False]
+    last = record.checkpoints[-1].id
+    assert project.files_of(last, tmp_path / "out") == {"m": b"version 4"}
+    assert len([p for p in (project.repository / "blobs").rglob("*") if p.is_file()]) == 1
 
 
 def test_recovering_again_changes_nothing(project: ProjectDirectory) -> None:

@@ -15,7 +15,7 @@ from replicate.model import Status
 from replicate.repository import Repository
 from replicate.snapshots import PARTS
 from saving import Run
-from test_compact import HOUR, TREE, opened, over, same, tag
+from test_compact import HOUR, TREE, opened, over, same, stop, tag
 
 MANY = 40
 
@@ -153,6 +153,22 @@ def test_the_first_listing_takes_a_handful_of_requests_however_many_there_are(
         assert not names(bucket)
     assert requests[0] == requests[1] == {"LIST": 3, "GET": 2}
     same(same_index, repository)
+
+
+def test_a_snapshot_tells_how_many_checkpoints_are_left_of_a_resumed_run(
+    bucket: Bucket, repository: Repository
+) -> None:
+    run = Run(repository)
+    for loss in (0.5, 0.25, 0.125):
+        run.commit(TREE, loss)
+    run.resume(0)
+    stop(run)
+    bucket.time += 2 * HOUR
+    compact(repository)
+    bucket.forget()
+    (record,) = Index(repository, None).records()
+    assert (record.num_checkpoints, len(record.checkpoints)) == (1, 3)
+    assert bucket.requests == {"LIST": 3, "GET": 2}
 
 
 def test_the_next_listing_reads_only_the_manifest(

@@ -23,6 +23,7 @@ from replicate.outputs import PrimaryMetric as PrimaryMetric
 from replicate.outputs import TreeRef as TreeRef
 from replicate.outputs import all_packs as all_packs
 from replicate.outputs import best as best
+from replicate.outputs import count_current as count_current
 from replicate.outputs import latest as latest
 from replicate.outputs import primary_metric as primary_metric
 from replicate.outputs import ranking as ranking
@@ -256,6 +257,11 @@ class ExperimentRecord:
         if not self.attempts:  # then there is nothing to look for, and nothing to load
             return self.checkpoints
         return tuple(c for c in self.checkpoints if not c.superseded)
+
+    @property
+    def num_checkpoints(self) -> int:
+        """How many `current` checkpoints there are. None of them is loaded for it."""
+        return count_current(self.checkpoints)
 
     @property
     def attempt(self) -> int:

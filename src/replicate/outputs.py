@@ -84,18 +84,21 @@ class CheckpointRecord:
 
 class LazyCheckpoints(Sequence[CheckpointRecord]):
     """Checkpoints of which those that a list of experiments shows are at hand: the best, the latest
-    and their number. All of them are what `load` gives, once somebody asks for another."""
+    and how many there are, and are current. All are what `load` gives, once somebody asks for
+    another."""
 
-    __slots__ = ("_count", "_load", "_loaded", "best", "latest", "primary_metric")
+    __slots__ = ("_count", "_load", "_loaded", "best", "current", "latest", "primary_metric")
 
     def __init__(
         self,
         count: int,
+        current: int,
         best: CheckpointRecord | None,
         latest: CheckpointRecord | None,
         primary_metric: PrimaryMetric | None,
         load: Callable[[], Sequence[CheckpointRecord]],
     ) -> None:
+        self.current = current
         self.best = best
         self.latest = latest
         self.primary_metric = primary_metric
@@ -177,3 +180,10 @@ def latest(checkpoints: Sequence[CheckpointRecord]) -> CheckpointRecord | None:
     if isinstance(checkpoints, LazyCheckpoints):
         return checkpoints.latest
     return next((c for c in reversed(checkpoints) if not c.superseded), None)
+
+
+def count_current(checkpoints: Sequence[CheckpointRecord]) -> int:
+    """How many checkpoints no later attempt has superseded."""
+    if isinstance(checkpoints, LazyCheckpoints):
+        return checkpoints.current
+    return sum(not c.superseded for c in checkpoints)

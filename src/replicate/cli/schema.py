@@ -53,7 +53,7 @@ def experiment_json(experiment: ExperimentRecord) -> JsonObject:
         "params": value_json(experiment.params),
         "parent": parent and {"experiment": parent.experiment, "checkpoint": parent.checkpoint},
         "attempt": experiment.attempt,
-        "num_checkpoints": len(experiment.current),
+        "num_checkpoints": experiment.num_checkpoints,
         "latest_checkpoint": checkpoint_json(latest) if latest else None,
         "best_checkpoint": checkpoint_json(best) if best else None,
         "stop": _stop_json(experiment.stop) if experiment.stop else None,

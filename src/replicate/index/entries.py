@@ -105,9 +105,10 @@ class Kept:
     def record(self) -> ExperimentRecord:
         """The record as a read of the repository gives it, decoded as far as listings need."""
         summary, environment, packages = self.parts
-        packed, count, best, latest, primary = _decode(summary.decode(), 0)[0]
+        packed, count, current, best, latest, primary = _decode(summary.decode(), 0)[0]
         checkpoints = LazyCheckpoints(
             count,
+            current,
             best and unpack(CheckpointRecord, best),
             latest and unpack(CheckpointRecord, latest),
             primary and unpack(PrimaryMetric, primary),
@@ -176,7 +177,7 @@ def packed(reading: Reading, ids: str) -> dict[str, bytes]:
         fingerprint,
         (b"d" if record.deleted else b"") + (b"s" if record.stop else b""),
         _json(dict(reading.events)),
-        _json([pack(bare), len(record.checkpoints), *map(pack, ends)]),
+        _json([pack(bare), len(record.checkpoints), record.num_checkpoints, *map(pack, ends)]),
         _json(dict(record.environment)),
         _json(dict(record.packages)),
     )

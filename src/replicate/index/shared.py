@@ -104,6 +104,7 @@ def _reading(repository: Repository, group: Group, row: Row) -> Reading:
     """A row as if its experiment had been read, with most of its checkpoints still to be had."""
     made = LazyCheckpoints(
         row.checkpoints,
+        row.current,
         row.best,
         row.latest,
         row.primary_metric,

@@ -35,7 +35,8 @@ class Row:
 
     `files` has the size of each file that it was folded from, by its name in the experiment's
     directory. `record` has no checkpoints: `best` and `latest` are two of the `checkpoints` that
-    there are. `beat` is the time of its heartbeat by the storage's clock, where the run has no end.
+    there are, of which `current` many are not superseded. `beat` is the time of its heartbeat by
+    the storage's clock, where the run has no end.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Row:
     record: ExperimentRecord
     events: Mapping[str, int]
     checkpoints: int
+    current: int
     best: CheckpointRecord | None
     latest: CheckpointRecord | None
     primary_metric: PrimaryMetric | None
@@ -75,6 +77,7 @@ def encode_row(
         "events": dict(_counted(every)),
         "writers": [event.writer for event in shown],
         "checkpoints": len(record.checkpoints),
+        "current": record.num_checkpoints,
         "best": best and best.id,
         "latest": last and last.id,
         "primary_metric": primary and {"name": primary.name, "goal": primary.goal},
@@ -160,6 +163,7 @@ def decode_row(head: Mapping[str, Any], lines: Sequence[bytes], name: str) -> Ro
             record=replace(record, checkpoints=(), heartbeat=beat and _heartbeat(beat)),
             events={str(writer): checks.whole(n) for writer, n in head["events"].items()},
             checkpoints=checks.whole(head["checkpoints"]),
+            current=checks.whole(head["current"]),
             best=made[head["best"]] if head["best"] else None,
             latest=made[head["latest"]] if head["latest"] else None,
             primary_metric=decode_primary_metric(primary),
