@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import replicate
 from buckets import Bucket
 from replicate.backends.base import Stat
 from replicate.backends.local import LocalBackend
@@ -170,6 +171,20 @@ def test_where_no_process_can_be_started_it_does_without(
     expected = seen(Index(repository, None, processes=0).records())
     monkeypatch.setattr(sys, "executable", python)
     same(seen(Index(repository, None, processes=2).records()), expected)
+
+
+def test_a_process_of_another_version_is_not_believed(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = seen(Index(repository, None, processes=0).records())
+    newer = tmp_path / "newer"
+    shutil.copytree(Path(replicate.__file__).parent, newer / "replicate")
+    with (newer / "replicate" / "index" / "worker.py").open("a") as worker:
+        worker.write("\n\nids_of = lambda record: 'another'\n")
+    monkeypatch.setattr(sys, "path", [str(newer), *sys.path])
+    same(seen(Index(repository, tmp_path, processes=2).records()), expected)
+    (checkpoint, *_) = repository.experiments()[0].checkpoints
+    assert len(Index(repository, tmp_path, processes=2).matches([checkpoint.id])[0]) == 1
 
 
 def test_no_process_is_left_when_a_listing_is_given_up(repository: Repository) -> None:
