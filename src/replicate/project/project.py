@@ -31,8 +31,9 @@ from replicate.project.lineage import Relative
 from replicate.project.lists import Experiments
 from replicate.project.lookup import Found, Lookup, Picked, pick
 from replicate.project.privacy import recorded_command
-from replicate.project.recording import Paths, start, unrecorded
+from replicate.project.recording import Paths, unrecorded
 from replicate.project.resuming import Resumption
+from replicate.project.starting import start
 from replicate.recorder.client import live_recorders
 from replicate.recorder.console import Console
 from replicate.repository import Repository

@@ -1,4 +1,4 @@
-"""Starting to record a run, and the calls of a training script once it has started."""
+"""A run that is being recorded: the calls of a training script, and what it passed as values."""
 
 from __future__ import annotations
 
@@ -7,202 +7,33 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from replicate import process
-from replicate.config import Config, Keep, parse_keep, redaction
-from replicate.errors import ReplicateError, UsageError
+from replicate.config import Config
+from replicate.errors import ReplicateError
 from replicate.model import (
     CheckpointRecord,
     ExceptionInfo,
     ExperimentRecord,
     Goal,
-    Origin,
     PrimaryMetric,
     Status,
     Stop,
     Value,
-    short,
-    with_inputs,
 )
-from replicate.project.privacy import recorded_command, without_secrets
+from replicate.project.privacy import without_secrets
 from replicate.project.resuming import Resumption
 from replicate.recorder.client import Recorder
-from replicate.recorder.console import Console
-from replicate.recorder.leftovers import recover_leftovers
 from replicate.records import new_id, now
-from replicate.repository import Repository
-from replicate.secrets import (
-    Redact,
-    hidden_message,
-    left_out_message,
-    redact_values,
-)
-from replicate.spool import Spool, all_spools, make_spool_root
+from replicate.secrets import Redact, left_out_message
 from replicate.tree import Listing, relative, select
 from replicate.values import to_params, to_value
 
 Report = Callable[[str], None]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-_LARGEST_NAMED = 3
-
-
-def start(
-    config: Config,
-    repository: Repository,
-    path: Paths,
-    params: object,
-    labels: Mapping[str, Any],
-    keep: Mapping[str, int] | None,
-    report: Report,
-    *,
-    parent: Origin | None = None,
-    resumed: Resumption | None = None,
-    console: Console | None = None,
-) -> Recording:
-    """Begin to record a run, or go on with one: every mistake in the set-up is an error here, and
-    none later. One that is resumed keeps its labels and its parent, and its params unless there
-    are new ones.
-
-    Raises a ReplicateError. When it returns, the run's files are copied and a helper saves them.
-    """
-    values, hidden = redact_values(to_params(params), config.allow_secrets)
-    paths = _relative_paths(config.directory, path, config.directory)
-    listing, secret = None, list[str]()
-    if paths is not None:
-        given = _as_tuple(paths)
-        listing = select(config.directory, given, use_ignore_files=True)
-        listing, secret = without_secrets(config.directory, listing, given, config.allow_secrets)
-    redact = redaction(config.allow_secrets)
-    labels = _labels(labels, config, redact)
-    kept = config.keep if keep is None else _checked_keep(keep)
-    online = not repository.backend.remote or config.mode == "online"
-    spools = _spools(repository)
-    if not repository.backend.remote:
-        repository.create()
-        for message in recover_leftovers(repository):
-            report(message)
-    record = ExperimentRecord(
-        id=resumed.experiment.id if resumed else new_id(),
-        created=now(),
-        params=resumed.experiment.params if resumed and params is None else values,
-        user=config.user or process.user(),
-        host=config.host or process.host(),
-        command=recorded_command(config, hidden),
-        path=paths,
-        tree=None,
-        parent=parent,
-        **labels,
-    )
-    compress = repository.compresses(config.compression)
-    settings = {
-        "repository": repository.url,
-        "directory": str(config.directory),
-        "compress": compress,
-        "max_pending": config.max_pending,
-        "keep": kept and asdict(kept),
-        "system_metrics": config.system_metrics,
-        "online": online,
-        "allow_secrets": config.allow_secrets,
-    }
-    recorder = Recorder(repository, Spool(spools / record.id), settings, report, console)
-    modules = process.imported_modules(sys.modules)
-    if resumed is None:
-        recorder.begin(record, listing, modules)
-        report(f"Experiment {short(record.id)} is saved to {repository.url}")
-    else:
-        attempt = resumed.attempt(record)
-        recorder.begin(attempt, listing, modules)
-        record = with_inputs(resumed.experiment, attempt)
-        report(
-            f"Experiment {short(record.id)} goes on {resumed.describe()}: attempt "
-            f"{attempt.number} is saved to {repository.url}"
-        )
-    if hidden:
-        report(hidden_message(hidden))
-    if secret:
-        report(left_out_message(secret))
-    if repository.backend.remote:
-        _remind(repository, report)
-    for message in _remarks(config, listing):
-        report(message)
-    return Recording(record, recorder, config, modules, redact, resumed)
-
-
-def _spools(repository: Repository) -> Path:
-    """Where the run's spool will be."""
-    if repository.spools is None:
-        raise UsageError(
-            "There is no directory in which to keep what is not saved yet",
-            hint="Name one with REPLICATE_SPOOL.",
-        )
-    if repository.backend.remote:
-        make_spool_root(repository.spools, repository.url)
-    return repository.spools
-
-
-def _remind(repository: Repository, report: Report) -> None:
-    """Say that earlier runs are not saved yet, where that is not done at the start of the next."""
-    left = [s for s in all_spools(repository.spools) if s.names() and not s.is_locked]
-    if left:
-        runs = "1 earlier run is" if len(left) == 1 else f"{len(left)} earlier runs are"
-        report(f"{runs} only on this machine: `replicate sync` saves them to {repository.url}")
-
-
-def _relative_paths(project: Path, path: Paths, base: Path) -> str | tuple[str, ...] | None:
-    """What the caller passed as path, relative to the project."""
-    if path is None:
-        return None
-    if isinstance(path, str | os.PathLike):
-        return relative(project, path, base=base)
-    paths = [relative(project, p, base=base) for p in path]
-    if not paths:
-        raise UsageError("path is an empty list", hint="Pass path=None to save no files.")
-    return tuple(paths)
-
-
-def _as_tuple(path: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (path,) if isinstance(path, str) else path
-
-
-def _labels(labels: Mapping[str, Any], config: Config, redact: Redact) -> dict[str, Any]:
-    """The labels that were passed, checked, and where there are none those of the environment."""
-    for key in ("name", "notes", "group"):
-        if labels[key] is not None and not isinstance(labels[key], str):
-            raise UsageError(f"{key} must be text, not {labels[key]!r}")
-    tags = labels["tags"]
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
-        raise UsageError(f"tags must be a list of texts, not {tags!r}")
-    default = {"name": config.name, "notes": config.notes, "group": config.group}
-    given = {key: default[key] if labels[key] is None else labels[key] for key in default}
-    texts = {key: text and redact(text) for key, text in given.items()}
-    return {**texts, "tags": tuple(dict.fromkeys(map(redact, (*tags, *config.tags))))}
-
-
-def _checked_keep(keep: Mapping[str, int]) -> Keep:
-    try:
-        return parse_keep(keep)
-    except ValueError as error:
-        raise UsageError(f"keep must be {error}, not {keep!r}") from None
-
-
-def _remarks(config: Config, listing: Listing | None) -> list[str]:
-    """What a person should know of a snapshot: it is large, or leaves things out."""
-    if listing is None:
-        return []
-    remarks = []
-    if listing.size > config.max_snapshot_size:
-        largest = sorted(listing.selected, key=lambda s: -s.size)[:_LARGEST_NAMED]
-        names = ", ".join(f"{s.path} ({s.size / 1e6:,.0f} MB)" for s in largest)
-        remarks.append(
-            f"The run's files are large: {listing.size / 1e6:,.0f} MB in {len(listing.selected):,} "
-            f"files, the largest {names}. List what should be left out in .replicateignore."
-        )
-    if listing.left_out:
-        remarks.append("Not saved: " + "; ".join(listing.left_out))
-    return remarks
 
 
 class Recording:

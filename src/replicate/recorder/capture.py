@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from replicate.errors import StorageError
 from replicate.recorder import filesystem
+from replicate.spool import PARTIAL
 
 Method = Literal["lease", "reflink", "copy"]
 
@@ -108,14 +109,6 @@ def finish(fd: int, spooled: Path, expected: FileState) -> None:
                 os.close(fd)
 
 
-def unchanged(source: Path, capture: Capture) -> bool:
-    """Whether `source` still is what was captured, so that it may be captured again."""
-    try:
-        return _state(source.stat()) == capture.state
-    except OSError:
-        return False
-
-
 def _view(fd: int, source: Path, spooled: Path, lease: bool) -> Capture:
     found = os.fstat(fd)
     if not stat.S_ISREG(found.st_mode):
@@ -169,7 +162,7 @@ def _require(fd: int, expected: FileState, file: Path) -> None:
 def _whole(target: Path) -> Iterator[Path]:
     """A path to create; it becomes `target` when the block succeeds, and is gone when it fails."""
     # The process is part of the name: one that was given up for dead must not write to ours.
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
     partial.unlink(missing_ok=True)
     try:
         yield partial
