@@ -14,6 +14,7 @@ import pytest
 
 from conftest import ProjectDirectory, linux
 from replicate.model import Status
+from replicate.spool import Spool
 
 pytestmark = linux
 
@@ -153,3 +154,10 @@ def test_a_helper_is_not_ended_by_what_ends_the_script(
     process.communicate("go\n")
     assert process.returncode == 0
     assert_all_is_saved(project, tmp_path)
+
+
+def test_a_file_that_is_being_copied_is_pending_once(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    (tmp_path / "000000000001-7.0").write_bytes(bytes(10))
+    (tmp_path / "000000000002-7.0.9.partial").write_bytes(bytes(3))
+    assert (spool.size(), spool.copying()) == (10, 3)

@@ -190,6 +190,39 @@ def test_data_goes_in_the_clear_only_to_this_machine_or_where_it_was_allowed(
         opened("s3://bucket/root").get("a")
 
 
+def test_an_azure_container_without_an_account_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StorageError, match=r"no credentials were found\n.*AZURE_STORAGE_ACCOUNT"):
+        opened("az://container/root").get("a")
+
+
+@pytest.mark.parametrize(
+    ("url", "variable", "value", "server"),
+    [
+        ("s3://b/r", "AWS_ENDPOINT_URL", "https://joe:pw@s3.example:9/x/?sig=1", "s3.example:9/x"),
+        ("gs://b/r", "STORAGE_EMULATOR_HOST", "localhost:9", "localhost:9"),
+        ("az://b/r", "AZURE_STORAGE_ACCOUNT_NAME", "team", "team.blob.core.windows.net"),
+        (
+            "az://b/r",
+            "AZURE_STORAGE_CONNECTION_STRING",
+            "AccountName=team;AccountKey=c2VjcmV0;EndpointSuffix=core.windows.net",
+            "team.blob.core.windows.net",
+        ),
+    ],
+)
+def test_one_url_on_two_servers_is_two_places(
+    url: str, variable: str, value: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    assert opened(url).identity == url
+    monkeypatch.setenv(variable, value)
+    place, _, where = opened(url).identity.partition("\n")
+    assert (place, where.removeprefix("https://")) == (url, server)
+
+
 # Processes
 
 

@@ -15,6 +15,7 @@ from conftest import ProjectDirectory, linux
 from gate import Gate
 from replicate.model import ExperimentRecord
 from replicate.spool import known_repositories
+from servers import Server
 
 pytestmark = linux
 
@@ -131,7 +132,7 @@ def test_nothing_of_a_run_lies_in_the_project_and_others_cannot_read_what_waits(
     assert not project.repository.exists()
     (spool,) = project.spools()
     assert spool.parent.stat().st_mode & 0o777 == 0o700
-    assert known_repositories(spool.parents[1]) == [s3_url]
+    assert known_repositories(spool.parents[1]) == [f"{s3_url}\n{gate.endpoint}"]
     gate.open()
     training.end()
 
@@ -177,8 +178,45 @@ def test_a_run_that_begins_without_a_network_is_recorded(
     training = Training(project)
     training.tell("checkpoint 0")
     gate.open()
-    training.end()
+    said = training.end()
+    assert "is saved to" not in said and "is kept on this machine until s3://" in said
     assert steps(saved(project)) == [0]
+
+
+def test_a_run_that_only_sync_has_saved_was_never_seen_alive(
+    project: ProjectDirectory, gate: Gate
+) -> None:
+    gate.shut()
+    training = Training(project)
+    (helper,) = project.helpers()
+    os.kill(helper, signal.SIGKILL)  # first: it would know how the trainer has ended
+    training.kill()
+    project.wait_for_helpers()
+    gate.open()
+    project.cli("sync")
+    assert saved(project).status == "lost"
+
+
+def test_runs_for_one_url_on_two_servers_are_kept_apart(
+    project: ProjectDirectory,
+    gate: Gate,
+    moto: Server,
+    s3_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project.run("import replicate; replicate.init()", **OFFLINE)
+    project.wait_for_helpers()
+    moto.create(moto.endpoint, s3_url.split("/")[2])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint)
+    for options in ([], ["--all"]):
+        failed = project.cli("sync", *options, expect=1)
+        assert f"runs wait for {s3_url} at {gate.endpoint}" in failed.stderr
+        assert "AWS_ENDPOINT_URL" in failed.stderr
+    monkeypatch.setenv("AWS_ENDPOINT_URL", gate.endpoint)
+    assert "All is saved" in project.cli("sync").stderr
+    assert listed(project)["status"] == "finished"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto.endpoint)
+    assert json.loads(project.cli("ls", "--json").stdout) == []
 
 
 def test_a_program_that_ends_in_an_outage_ends_and_names_what_saves_the_rest(
@@ -273,6 +311,8 @@ def test_offline_no_network_is_used_before_sync(
     assert training.tell("wait") == "False"
     assert training.tell("best") == "0"
     said = training.end()
+    assert "is saved to" not in said
+    assert "kept on this machine, because REPLICATE_MODE is offline" in said
     assert "`replicate sync` saves it to s3://" in said
     project.wait_for_helpers()
     assert not gate.unanswered.acquire(blocking=False)
@@ -335,7 +375,7 @@ def test_sync_leaves_a_run_alone_that_is_being_recorded(
 ) -> None:
     training = Training(project, **OFFLINE)
     training.tell("checkpoint 0")
-    assert "by its own process" in project.cli("sync").stderr
+    assert "left to its own process" in project.cli("sync").stderr
     assert len(project.spools()) == 1
     training.end()
 

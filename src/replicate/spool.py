@@ -33,6 +33,8 @@ else:
     import fcntl
 
 _SUFFIX = ".job"
+#: How the name of a copy ends that is being made.
+PARTIAL = ".partial"
 #: The file with the number of the attempt, where that is not the first.
 _ATTEMPT = "attempt"
 #: The file that says how its jobs are to be committed by whoever does that in the end.
@@ -211,12 +213,20 @@ class Spool:
         return (self.directory / (name + _SUFFIX)).exists()
 
     def size(self) -> int:
-        """Bytes of all that is in it now."""
+        """Bytes of all that is in it now, but for copies that are being made."""
+        return self._size(copies=False)
+
+    def copying(self) -> int:
+        """Bytes that there are so far of the copies that are being made."""
+        return self._size(copies=True)
+
+    def _size(self, *, copies: bool) -> int:
         total = 0
         with suppress(FileNotFoundError), os.scandir(self.directory) as found:
             for entry in found:
-                with suppress(FileNotFoundError):  # committed meanwhile
-                    total += entry.stat().st_size
+                if entry.name.endswith(PARTIAL) == copies:
+                    with suppress(FileNotFoundError):  # committed meanwhile
+                        total += entry.stat().st_size
         return total
 
     def remove(self, name: str) -> None:
@@ -292,23 +302,28 @@ def spool_root(backend: Backend, state: Path | None = None) -> Path | None:
         return Path(backend.url) / ".spool"
     if state is None:
         return None
-    name = blake3(backend.url.encode("utf-8", "surrogatepass")).hexdigest(length=16)
-    return state / name
+    return spools_for(backend.identity, state)
 
 
-def make_spool_root(root: Path, url: str) -> None:
+def spools_for(identity: str, state: Path) -> Path:
+    """Where the spools of the remote repository with this `Backend.identity` are."""
+    return state / blake3(identity.encode("utf-8", "surrogatepass")).hexdigest(length=16)
+
+
+def make_spool_root(root: Path, identity: str) -> None:
     """Make a directory of spools that lies outside of its repository, for this user alone, with
-    the name of the repository in it, so that whoever finds it knows where its jobs belong."""
+    that repository's `Backend.identity` in it, so that whoever finds it knows where its jobs
+    belong."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     named = root / _URL
     if not named.exists():
         temporary = root / f".{_URL}-{os.urandom(4).hex()}"
-        temporary.write_text(url, "utf-8")
+        temporary.write_text(identity, "utf-8")
         temporary.replace(named)
 
 
 def known_repositories(state: Path | None) -> list[str]:
-    """The repositories that have, or have had, spools below `state`."""
+    """The repositories that have, or have had, spools below `state`: the identity of each."""
     if state is None or not state.is_dir():
         return []
     files = (directory / _URL for directory in sorted(state.iterdir()))

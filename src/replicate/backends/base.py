@@ -77,6 +77,12 @@ class Backend(ABC):
     #: objects cost less than many small ones, and the spool is elsewhere.
     remote: bool = False
 
+    @property
+    def identity(self) -> str:
+        """What tells this place from every other in what is kept of it on this machine: the URL,
+        and on a second line the server, where it is the environment that says which."""
+        return self.url
+
     @abstractmethod
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """The bytes of `key` from `start`, at most `length` of them (fewer at the end).

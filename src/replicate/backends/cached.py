@@ -170,7 +170,7 @@ class CachedBackend(Wrapper):
 
     def _name(self, key: str) -> str:
         """What it is kept under: a repository never gives out what another one has said."""
-        return f"{self.url}\n{key}"
+        return f"{self.identity}\n{key}"
 
     def _whole(self, key: str, start: int, length: int | None, data: bytes) -> bytes | None:
         """The whole object, when this was its end and the rest was read just before."""

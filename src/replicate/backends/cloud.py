@@ -38,7 +38,7 @@ from replicate.backends.failures import (
 )
 from replicate.backends.files import several
 from replicate.backends.listing import Listing
-from replicate.backends.stores import Store, Stores, connect, parse_location
+from replicate.backends.stores import Store, Stores, connect, parse_location, server_of
 from replicate.config import CloudSettings
 from replicate.errors import KeyNotFoundError, RefusedError, StorageError
 
@@ -77,11 +77,14 @@ class CloudBackend(Backend):
         # The storage's time minus the monotonic clock's, and when that was asked.
         self._offset: tuple[float, float] | None = None
 
+    @property
+    def identity(self) -> str:
+        return "\n".join(filter(None, (self.url, server_of(self.url, self._settings))))
+
     def _stores(self) -> Stores:
         with self._lock:
             if self._connected is None or self._connected[0] != os.getpid():
-                with explained("open", self.url):
-                    self._connected = os.getpid(), connect(self.url, self._settings)
+                self._connected = os.getpid(), connect(self.url, self._settings)
             return self._connected[1]
 
     # Reading

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from replicate.backends.credentials import profile_of, region_of
+from replicate.backends.failures import explained
 from replicate.config import CloudSettings
 from replicate.errors import ConfigError, StorageError
 
@@ -88,9 +89,31 @@ def connect(url: str, settings: CloudSettings) -> Stores:
 
     def store(timeout: timedelta, retries: Any) -> Store:
         client = {"timeout": timeout, "connect_timeout": _CONNECT}
-        return open_store(bucket, root or None, settings, client, retries)
+        with explained("open", url):
+            return open_store(bucket, root or None, settings, client, retries)
 
     return Stores(store)
+
+
+def server_of(url: str, settings: CloudSettings) -> str | None:
+    """Which server the environment says is meant by a bucket's URL, without any credentials; None
+    for the cloud's own, where bucket names are the world's."""
+    match parse_location(url)[0]:
+        case "s3":
+            endpoint = settings.s3_endpoint
+        case "gs":
+            endpoint = settings.gcs_emulator
+        case _:
+            said = _connection_string(settings.azure_connection or "")
+            account = said.get("account_name") or settings.azure_account
+            usual = f"https://{account}.blob.core.windows.net" if account else None
+            endpoint = said.get("endpoint") or usual
+    if not endpoint:
+        return None
+    scheme, marks, rest = endpoint.rpartition("://")
+    host, slash, path = rest.partition("/")
+    place = path.partition("?")[0]
+    return "".join((scheme, marks, host.rpartition("@")[2], slash, place)).rstrip("/")
 
 
 def _refuse_forks() -> None:

@@ -15,6 +15,10 @@ class Wrapper(Backend):
         self.url = wrapped.url
         self.remote = wrapped.remote
 
+    @property
+    def identity(self) -> str:
+        return self.wrapped.identity
+
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         return self.wrapped.get(key, start, length)
 

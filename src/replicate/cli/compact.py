@@ -48,11 +48,14 @@ def compacted_lines(done: Compacted, *, dry_run: bool) -> Iterator[str]:
     if not done.needed:
         yield "Nothing to do: a repository on a disk is listed fast as it is"
         return
-    would = "Would take" if dry_run else "Took"
-    added = text.count(done.added, "experiment")
-    yield f"{would} {added} into the shared listing: {done.experiments:,} are in it"
-    if done.left:
-        yield f"{text.count(done.left, 'experiment')} left it, having been removed"
+    would = "would be added now" if dry_run else "added now"
+    listed = text.count(done.experiments, "experiment")
+    left = f", {done.left:,} removed" if done.left else ""
+    yield f"The shared listing has {listed}: {done.added:,} {would}{left}"
     if done.waiting:
-        waiting = "1 is" if done.waiting == 1 else f"{done.waiting:,} are"
-        yield f"{waiting} listed from the experiment: running, just ended, or damaged"
+        one = done.waiting == 1
+        yield (
+            f"{text.count(done.waiting, 'experiment')} {'is' if one else 'are'} not in it yet: "
+            f"{'it has' if one else 'they have'} to be over for an hour, and undamaged. "
+            f"`replicate ls` reads {'that one by itself' if one else 'those one by one'}."
+        )

@@ -39,7 +39,7 @@ def du(output: Output, project: Project, as_json: bool) -> None:
         if usage.experiments:
             columns, _ = fit(table_columns(usage.experiments), output.width, [("hide", "name")])
             output.data([*render(columns, output.paint), ""])
-        output.data(total_lines(usage))
+        output.data(total_lines(usage, remote=project.repository.backend.remote))
     output.warn(f"not counted: {sentence}" for sentence in usage.damage)
 
 
@@ -58,14 +58,14 @@ def table_columns(rows: Sequence[ExperimentUsage]) -> list[Column]:
     return [column for column in columns if column.key != "name" or any(names)]
 
 
-def total_lines(usage: Usage) -> Iterator[str]:
+def total_lines(usage: Usage, *, remote: bool) -> Iterator[str]:
     """The sums, and what belongs to no experiment."""
     saved = ""
     if usage.logical > usage.stored:
         saved = f", {100 * (1 - usage.stored / usage.logical):.0f}% less"
     yield (
         f"{text.count(len(usage.experiments), 'experiment')}: {text.size(usage.logical)} of files "
-        f"in {text.size(usage.stored)} on disk{saved}"
+        f"in {text.size(usage.stored)} {'in the bucket' if remote else 'on disk'}{saved}"
     )
     if usage.backups:
         yield f"{text.size(usage.backups)} of that is kept to undo checkouts"

@@ -14,6 +14,13 @@ from replicate.cli.progress import counter
 from replicate.errors import ReplicateError
 from replicate.project import Project
 
+#: What says which server is meant by a bucket's URL.
+_LEADS = {
+    "s3": "AWS_ENDPOINT_URL",
+    "gs": "STORAGE_EMULATOR_HOST",
+    "az": "AZURE_STORAGE_CONNECTION_STRING or AZURE_STORAGE_ACCOUNT_NAME",
+}
+
 
 @click.command()
 @click.option("--all", "every", is_flag=True, help="Of every repository that runs wait for here.")
@@ -40,12 +47,26 @@ def sync(output: Output, project: Project, every: bool) -> None:
         except ReplicateError as error:
             output.error(error.message, error.hint)
             found["failed"] += 1
+    for url, server in project.out_of_reach():
+        if every or url == project.repository.url:
+            output.error(*elsewhere(url, server))
+            found["failed"] += 1
     if found["failed"]:
         raise click.exceptions.Exit(1)
     if not found:
         output.message("Nothing was left to save")
     elif not found["live"]:
         output.message("All is saved")
+
+
+def elsewhere(url: str, server: str) -> tuple[str, str]:
+    """What a person has to know of runs that wait for another server than the environment's."""
+    variables = _LEADS.get(url.partition(":")[0], "the environment")
+    return (
+        f"runs wait for {url} at {server or 'the usual server'}, and the environment leads to "
+        "another one",
+        f"Set {variables} as it was when they were recorded, then run `replicate sync` again.",
+    )
 
 
 def _sync(output: Output, project: Project) -> Counter[str]:

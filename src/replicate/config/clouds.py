@@ -37,6 +37,7 @@ class CloudSettings:
     aws_region: str | None = None
     gcs_emulator: str | None = None
     azure_connection: str | None = field(default=None, repr=False)
+    azure_account: str | None = None
 
 
 def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
@@ -55,4 +56,5 @@ def cloud_settings(environ: Mapping[str, str] = os.environ) -> CloudSettings:
         aws_region=first("AWS_REGION", "AWS_DEFAULT_REGION"),
         gcs_emulator=first("STORAGE_EMULATOR_HOST"),
         azure_connection=first("AZURE_STORAGE_CONNECTION_STRING"),
+        azure_account=first("AZURE_STORAGE_ACCOUNT_NAME"),
     )

@@ -269,7 +269,7 @@ def _backups(repository: Repository) -> Repository:
     backups = repository.backups
     if backups is not repository and repository.spools is not None:
         with explained("make", repository.spools):
-            make_spool_root(repository.spools, repository.url)
+            make_spool_root(repository.spools, repository.backend.identity)
     return backups
 
 

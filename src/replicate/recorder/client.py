@@ -90,6 +90,8 @@ class Recorder:
         self._ring_at = 0.0
         self._console = console
         self._online: bool = settings["online"]
+        #: Whether the repository has answered when the run began, where it was asked.
+        self.reached = True
         self.stopped = False
 
     # ------------------------------------------------------------ the calls of a run
@@ -133,11 +135,7 @@ class Recorder:
         if not asks or not isinstance(self._saver, HelperLink):
             return
         with suppress(HelperGone):  # the next call replaces it
-            if self._saver.await_repository(_REACH) is None:
-                self.report(
-                    f"{self._repository.url} has not answered yet: the run goes on, and what it "
-                    f"records waits in {self._spool.directory}"
-                )
+            self.reached = bool(self._saver.await_repository(_REACH))
 
     def _abandon(self) -> None:
         """The run is not recorded after all."""
@@ -266,8 +264,9 @@ class Recorder:
 
     @property
     def progress(self) -> int:
-        """A number that grows while the helper is at work on one large thing."""
-        return self._saver.progress if isinstance(self._saver, HelperLink) else 0
+        """A number that changes while the helper is at work on one large thing."""
+        saved = self._saver.progress if isinstance(self._saver, HelperLink) else 0
+        return saved + self._spool.copying()
 
     @property
     def failing(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,6 @@ class Foreground:
         self._committer = committer
         self._directory = directory
         self._at_once = not repository.backend.remote
-        self._last_beat = -committer.interval
         self._trouble: str | None = None
 
     def notify(self) -> list[str]:
@@ -44,9 +42,7 @@ class Foreground:
                 self._repository.create()
             problems = list(self._committer.commit(self._directory))
             self._committer.free()
-            if time.monotonic() - self._last_beat >= self._committer.interval:
-                self._committer.beat()
-                self._last_beat = time.monotonic()
+            self._committer.beat(news=False)
         except ReplicateError as error:
             self._trouble = str(error)
             return [self._trouble]

@@ -267,7 +267,7 @@ class Helper:
             # A beat that fails is not worth a word: the next one, or a job, will tell.
             with suppress(ReplicateError):
                 if self._spool.directory.is_dir():
-                    self._committer.beat()
+                    self._committer.beat(news=False)
 
     def _sample(self) -> None:
         """Measure the machine every few seconds. A sample that fails is not worth a word."""

@@ -49,7 +49,10 @@ def recover(
             continue  # its helper has come to its end
         if lock is None:
             if spool.names():
-                text = f"Experiment {short(spool.experiment)} is being saved by its own process"
+                text = (
+                    f"Experiment {short(spool.experiment)} is left to its own process, which has "
+                    "not ended yet; `replicate ls` marks what is not saved"
+                )
                 yield Outcome(spool.experiment, "live", text)
             continue
         try:
@@ -89,4 +92,5 @@ def _committer(repository: Repository, spool: Spool, progress: Callable[[], None
         compress=settings.get("compress", repository.backend.remote),
         keep=Keep(**keep) if keep else None,
         progress=progress,
+        alive=False,
     )

@@ -13,8 +13,8 @@ _STALLED, _UNREACHABLE = 300.0, 10.0
 
 
 class Work(Protocol):
-    """What is waited for. `pending` are the bytes that are to be saved yet, `progress` grows while
-    one large thing is, and `failing` says that the repository cannot be reached at present."""
+    """What is waited for. `pending` are the bytes that are to be saved yet, `progress` changes
+    while one large thing is, and `failing` says that the repository cannot be reached now."""
 
     stopped: bool
 
