@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from replicate.cli import text
-from replicate.cli.options import FILTER, ID, location
+from replicate.cli.options import ID, filtering, location
 from replicate.cli.output import FAILED, Output
 from replicate.cli.progress import counter
 from replicate.cli.schema import JsonObject, experiment_with_checkpoints_json, point_json
@@ -24,14 +24,7 @@ from replicate.query import Filter, select
 @click.command()
 @click.argument("target", metavar="DIR|FILE")
 @click.argument("ids", type=ID, metavar="[ID]...", nargs=-1)
-@click.option(
-    "-f",
-    "--filter",
-    "filters",
-    type=FILTER,
-    multiple=True,
-    help='Only those for which it holds, such as "val/loss < 0.2"; may be repeated.',
-)
+@filtering
 @click.option(
     "--format",
     "kind",

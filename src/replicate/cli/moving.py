@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from replicate.cli import text
-from replicate.cli.options import FILTER
+from replicate.cli.options import filtering
 from replicate.cli.output import FAILED, Output
 from replicate.cli.progress import counter
 from replicate.errors import NotFoundError
@@ -30,14 +30,7 @@ _REST = {
 def moving(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a transfer, and pass them on as `options`."""
 
-    @click.option(
-        "-f",
-        "--filter",
-        "filters",
-        type=FILTER,
-        multiple=True,
-        help='Only those for which it holds, such as "val/loss < 0.2"; may be repeated.',
-    )
+    @filtering
     @click.option("--delete", "deletions", is_flag=True, help="Delete what is deleted there, too.")
     @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be copied.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

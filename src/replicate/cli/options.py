@@ -213,3 +213,13 @@ class _Param(_Word):
 
 ID, FILTER, SORT, COLUMNS = _Id(), _Filter(), _Sort(), _Columns()
 METRIC, PARAM = _Metric(), _Param()
+
+#: Gives a command the option `--filter`, and passes what is given as `filters`.
+filtering = click.option(
+    "-f",
+    "--filter",
+    "filters",
+    type=FILTER,
+    multiple=True,
+    help='Only those for which it holds, such as "val/loss < 0.2"; may be repeated.',
+)

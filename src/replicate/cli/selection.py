@@ -12,7 +12,7 @@ import click
 
 from replicate.cli import text
 from replicate.cli.listing import show_table
-from replicate.cli.options import COLUMNS, FILTER, SORT
+from replicate.cli.options import COLUMNS, SORT, filtering
 from replicate.cli.output import Output
 from replicate.cli.schema import experiment_json
 from replicate.errors import UsageError
@@ -58,14 +58,7 @@ class Selection:
 def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options of a Selection, and pass it one as `selection`."""
 
-    @click.option(
-        "-f",
-        "--filter",
-        "filters",
-        type=FILTER,
-        multiple=True,
-        help='Only those for which it holds, such as "val/loss < 0.2"; may be repeated.',
-    )
+    @filtering
     @click.option("-s", "--sort", type=SORT, help="Order by this, the least first. [created]")
     @click.option(
         "-n",
