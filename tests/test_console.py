@@ -121,6 +121,8 @@ def test_one_place_for_both_streams_keeps_their_order(project: ProjectDirectory)
     numbers = [str(i) for i in range(20)]
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == numbers
     assert logs(project) == numbers
+    apart = project.cli("logs", project.record().id, "--stderr")
+    assert apart.stdout == "" and "shows all that was kept" in apart.stderr
 
 
 def test_a_terminal_stays_one_and_what_python_prints_is_kept(project: ProjectDirectory) -> None:

@@ -14,7 +14,7 @@ from replicate.cli import text
 from replicate.cli.options import ID, location
 from replicate.cli.output import Output
 from replicate.cli.schema import JsonObject, time_json
-from replicate.model import ExperimentRecord, Printed, Status
+from replicate.model import ExperimentRecord, Printed, Status, short
 from replicate.project import Project
 
 #: How often a run that goes on is looked at (seconds).
@@ -81,7 +81,11 @@ def logs(
         if not follow:
             raise
         return  # that is how one ceases to look
-    if log.is_empty:
+    if log.is_empty and only_stderr:
+        # Where both lead to one place, nobody can tell afterwards which of them a line went to.
+        whole = f"replicate logs {short(experiment.id)}"
+        output.note(f"Nothing was kept of stderr by itself: `{whole}` shows all that was kept")
+    elif log.is_empty:
         output.note("Nothing that it has printed was kept")
     if log.is_cut_off:
         output.note("It has printed more than is kept")
