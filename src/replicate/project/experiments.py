@@ -23,6 +23,7 @@ from replicate.model import (
 from replicate.project import labels
 from replicate.project import pending as waiting
 from replicate.project.checkpoints import Checkpoint, CheckpointList, described
+from replicate.project.history import History
 from replicate.project.recording import UNRECORDED, Paths, Recording
 from replicate.repository import Repository
 from replicate.text import escape
@@ -30,25 +31,9 @@ from replicate.values import to_params
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame
 
 
 _NOBODY_KEEPS = "this process records nothing"
-
-
-class History(list[Point]):
-    """The points of an experiment, the first recorded first."""
-
-    def __init__(self, points: Iterable[Point], experiment: ExperimentRecord) -> None:
-        super().__init__(points)
-        self._experiment = experiment
-
-    def to_dataframe(self) -> DataFrame:
-        """A row for each number: experiment, time, step, metric, value.
-
-        Raises UsageError when pandas is not installed.
-        """
-        return analysis.history_frame([analysis.Run(self._experiment, self)])
 
 
 class Home(Protocol):
