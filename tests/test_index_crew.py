@@ -180,7 +180,7 @@ def test_a_process_of_another_version_is_not_believed(
     newer = tmp_path / "newer"
     shutil.copytree(Path(replicate.__file__).parent, newer / "replicate")
     with (newer / "replicate" / "index" / "worker.py").open("a") as worker:
-        worker.write("\n\nids_of = lambda record: 'another'\n")
+        worker.write("\n\nids_of = lambda record: '\\nanother'\n")
     monkeypatch.setattr(sys, "path", [str(newer), *sys.path])
     same(seen(Index(repository, tmp_path, processes=2).records()), expected)
     (checkpoint, *_) = repository.experiments()[0].checkpoints
