@@ -549,7 +549,9 @@ def test_an_ignored_file_is_saved_when_a_checkpoint_names_it(project: ProjectDir
     assert list(project.open().repository.tree(tree).files) == ["model.pth"]
 
 
-def test_a_large_snapshot_and_secrets_that_are_left_out_are_named(project: ProjectDirectory) -> None:
+def test_a_large_snapshot_and_secrets_that_are_left_out_are_named(
+    project: ProjectDirectory,
+) -> None:
     project.write("replicate.yaml", "max_snapshot_size: 1MB\n")
     project.write("dataset.bin", bytes(2_000_000))
     project.write(".env", "TOKEN=1")
