@@ -535,7 +535,7 @@ def test_a_real_bucket_is_compacted_and_listed(
     ids = [over(repository, 0.5, 0.25) for _ in range(3)]
     waiting = json.loads(project.cli("compact", "--json").stdout)
     assert (waiting["experiments"], waiting["waiting"]) == (0, 3)
-    assert "3 experiments are not in it yet" in project.cli("compact").stdout
+    assert "3 experiments are not in it: they go on" in project.cli("compact").stdout
     monkeypatch.setattr("replicate.maintenance.compaction.STALE", -HOUR)
     assert compact(repository).experiments == 3
     assert marked(repository.backend) == {}

@@ -52,10 +52,13 @@ def compacted_lines(done: Compacted, *, dry_run: bool) -> Iterator[str]:
     listed = text.count(done.experiments, "experiment")
     left = f", {done.left:,} removed" if done.left else ""
     yield f"The shared listing has {listed}: {done.added:,} {would}{left}"
-    if done.waiting:
-        one = done.waiting == 1
+    if done.waiting == 1:
         yield (
-            f"{text.count(done.waiting, 'experiment')} {'is' if one else 'are'} not in it yet: "
-            f"{'it has' if one else 'they have'} to be over for an hour, and undamaged. "
-            f"`replicate ls` reads {'that one by itself' if one else 'those one by one'}."
+            "1 experiment is not in it: it goes on, has changed within the hour, or is damaged. "
+            "`replicate ls` reads that one by itself."
+        )
+    elif done.waiting:
+        yield (
+            f"{done.waiting:,} experiments are not in it: they go on, have changed within the "
+            "hour, or are damaged. `replicate ls` reads those one by one."
         )
