@@ -685,6 +685,14 @@ def test_a_push_names_what_is_lost_and_fails(project: ProjectDirectory, tmp_path
     assert typed("push", str(tmp_path / "copy"), "--filter", "status = failed", code=2) == ""
 
 
+@pytest.mark.parametrize("chosen", [[], ["abc"], ["--filter", "status = finished"]])
+def test_whoever_mistypes_the_source_is_told_that_there_is_none(
+    project: ProjectDirectory, tmp_path: Path, chosen: list[str]
+) -> None:
+    done = project.cli("pull", str(tmp_path / "nowhere"), *chosen, expect=2)
+    assert f"There is no repository at {tmp_path / 'nowhere'}\n" in done.stderr
+
+
 def test_a_push_that_was_killed_is_finished_by_another(
     project: ProjectDirectory, s3_url: str
 ) -> None:

@@ -81,6 +81,8 @@ def chosen(
     """The experiments with these ids for which the filters hold; None for all."""
     if not ids and not filters:
         return None
+    if not source.repository.exists():
+        raise NotFoundError(f"There is no repository at {source.repository.url}")
     found = ExperimentList(source.find_all(ids)) if ids else source.experiments.list()
     matching = found.filter([one.text for one in filters]) if filters else found
     if not matching:
