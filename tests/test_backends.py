@@ -555,8 +555,8 @@ def test_a_location_is_a_path(
 
 @pytest.mark.parametrize(
     "location",
-    ["s3://", "s3:///root", "s3://bucket/../other", "s3://bucket//a", "s3://bucket/a b",
-     "s3://bucket/a#b", "s3://bucket/a\nb"],
+    ["s3://", "s3:/bucket/root", "s3:///root", "s3://bucket/../other", "s3://bucket//a",
+     "s3://bucket/a b", "s3://bucket/a#b", "s3://bucket/a\nb"],
 )  # fmt: skip
 def test_what_is_no_place_in_a_bucket_is_refused(location: str) -> None:
     with pytest.raises(ConfigError, match="not a bucket's location"):

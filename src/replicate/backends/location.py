@@ -17,6 +17,7 @@ from replicate.secrets import HIDDEN, redact_text
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(.*)", re.DOTALL)
 _CLOUD = ("s3", "gs", "az")
+_ONE_SLASH = re.compile(rf"({'|'.join(_CLOUD)}):/(?!/)(.*)", re.DOTALL | re.IGNORECASE)
 
 
 def open_backend(location: str, *, relative_to: Path) -> Backend:
@@ -26,6 +27,11 @@ def open_backend(location: str, *, relative_to: Path) -> Backend:
     """
     match = _SCHEME.fullmatch(location)
     if match is None:
+        if short := _ONE_SLASH.fullmatch(location):  # not a directory of that name
+            raise ConfigError(
+                f"not a bucket's location: {redact_text(location)!r}",
+                hint=f"Did you mean {short[1].lower()}://{redact_text(short[2])} ?",
+            )
         return _local(location, relative_to)
     scheme, rest = match[1].lower(), match[2]
     if scheme != "file" and ("@" in rest.partition("/")[0] or "?" in rest):

@@ -24,7 +24,7 @@ def du(output: Output, project: Project, as_json: bool) -> None:
     """Show how many bytes the experiments take.
 
     The largest comes first. FILES is what their files would take as plain copies, STORED what they
-    take as they are stored, and ONLY HERE what deleting the experiment would free: the rest it
+    take as they are stored, and UNSHARED what deleting the experiment would free: the rest it
     shares with others.
 
     \b
@@ -53,7 +53,7 @@ def table_columns(rows: Sequence[ExperimentUsage]) -> list[Column]:
         Column("checkpoints", "CHECKPOINTS", checkpoints, whole=True),
         Column("files", "FILES", [text.size(row.logical) for row in rows], whole=True),
         Column("stored", "STORED", [text.size(row.stored) for row in rows], whole=True),
-        Column("only", "ONLY HERE", [text.size(row.exclusive) for row in rows], whole=True),
+        Column("only", "UNSHARED", [text.size(row.exclusive) for row in rows], whole=True),
     ]
     return [column for column in columns if column.key != "name" or any(names)]
 
