@@ -4,10 +4,11 @@ experiments than one would store to find out.
     python benchmarks/bench_remote_listing.py server --experiments 1000
     python benchmarks/bench_remote_listing.py requests --experiments 10000 100000
 
-`server` starts ministack. *raw* reads the same files with obstore and as many threads, and does
-nothing with them: what is claimed is a ratio to it. *cold* has no cache on this machine, *warm* has
-one, *compact* is cold with a snapshot. `requests` counts those of the same code over a storage that
-makes up each experiment when it is read; a listing gets 1,000 keys with a request.
+`server` starts ministack; it is meant when nothing is said. *raw* reads the same files with obstore
+and as many threads, and does nothing with them: what is claimed is a ratio to it. *cold* has no
+cache on this machine, *warm* has one, *compact* is cold with a snapshot. `requests` counts those of
+the same code over a storage that makes up each experiment when it is read; a listing gets 1,000 keys
+with a request.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ MEASURED = [("", -11), ("raw", 7), ("cold", 7), ("cold/raw", 8), ("warm", 7)]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds = parser.add_subparsers(dest="kind")
     server = kinds.add_parser("server")
     server.add_argument("--experiments", type=int, default=1000)
     server.add_argument("--checkpoints", type=int, default=100)
@@ -60,7 +61,7 @@ def main() -> None:
     requests = kinds.add_parser("requests")
     requests.add_argument("--experiments", type=int, nargs="+", default=[1000, 10_000])
     requests.add_argument("--checkpoints", type=int, default=10)
-    options = parser.parse_args()
+    options = parser.parse_args(sys.argv[1:] or ["server"])
     if options.kind == "server":
         measure(options.experiments, options.checkpoints, options.rounds)
     else:
