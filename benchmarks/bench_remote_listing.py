@@ -7,8 +7,8 @@ experiments than one would store to find out.
 `server` starts ministack; it is meant when nothing is said. *raw* reads the same files with obstore
 and as many threads, and does nothing with them: what is claimed is a ratio to it. *cold* has no
 cache on this machine, *warm* has one, *compact* is cold with a snapshot. `requests` counts those of
-the same code over a storage that makes up each experiment when it is read; a listing gets 1,000 keys
-with a request.
+the same code over a storage that makes up each experiment when it is read; a listing gets 1,000
+keys with a request.
 """
 
 from __future__ import annotations
