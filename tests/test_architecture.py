@@ -19,7 +19,7 @@ from replicate.cli import COMMANDS
 LAYERS = (
     ("errors", "background", "secrets", "checks", "flat"),
     (
-        *("config", "ignore", "cache", "compact", "outputs", "periods"),
+        *("config", "ignore", "cache", "outputs", "periods", "positional"),
         *("backends.base", "chunking", "compression"),
     ),
     ("model", "packs", "backends"),

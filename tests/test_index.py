@@ -23,7 +23,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from replicate import config
 from replicate.backends.local import LocalBackend
-from replicate.compact import pack, unpack
 from replicate.index import RACY_SECONDS, Index, Match
 from replicate.model import (
     Attempt,
@@ -37,6 +36,7 @@ from replicate.model import (
     Status,
     Stop,
 )
+from replicate.positional import pack, unpack
 from replicate.records import new_id, now
 from replicate.repository import Repository
 from saving import Run
@@ -551,10 +551,10 @@ Listings.TestCase.settings = settings(max_examples=40, stateful_step_count=25, d
 test_any_sequence_of_events = Listings.TestCase
 
 
-# ---------------------------------------------------------------- compact values
+# ---------------------------------------------------------------- positional values
 
 
-def test_every_value_of_an_experiment_comes_out_of_its_compact_form() -> None:
+def test_every_value_of_an_experiment_comes_out_of_its_positional_form() -> None:
     time = now()
     stop = Stop(time, Status.FAILED, ExceptionInfo("E", "no", "Traceback"), "SIGKILL", 3)
     checkpoint = CheckpointRecord(

@@ -14,7 +14,6 @@ from functools import cached_property, partial
 from typing import Any
 
 from replicate.backends.base import Stat
-from replicate.compact import pack, unpack
 from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
@@ -22,6 +21,7 @@ from replicate.model import (
     LazyCheckpoints,
     PrimaryMetric,
 )
+from replicate.positional import pack, unpack
 from replicate.repository import Listed, Reading, Repository
 
 #: A file that was modified less than this before it was read may be modified again within the same

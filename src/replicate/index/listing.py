@@ -40,7 +40,7 @@ from replicate.together import THREADS, read_together
 _WINDOW = 128
 #: The code that decides what a record is: when it changes, what was kept before is worth nothing.
 _DECIDES = (
-    *("model", "outputs", "records", "fold", "repository", "compact", "together"),
+    *("model", "outputs", "records", "fold", "repository", "positional", "together"),
     *("snapshots/rows", "index/entries", "index/listing", "index/shared", "index/worker"),
 )
 #: Told what is read, how many of them are done, and how many there are.

@@ -1,5 +1,5 @@
-"""Frozen dataclasses with slots as lists of JSON values, for caches: compact, without names or
-versions.
+"""Frozen dataclasses with slots as lists of JSON values, for caches: each field by its position,
+without names or versions.
 
 What is written is read only by the same code, so the fields of the classes are all the schema
 there is: a new field needs nothing here. Values of the user's, which are JSON, stay as they are.
@@ -88,7 +88,7 @@ def _decoder(hint: Any) -> Decode | None:
         return datetime.fromisoformat
     if hint is Any or hint in _PLAIN or origin in _AS_THEY_ARE:
         return None
-    raise TypeError(f"{hint} has no compact form")
+    raise TypeError(f"{hint} has no positional form")
 
 
 #: Of the user's values, which are JSON; the index replaces a sequence of checkpoints itself.
@@ -102,5 +102,5 @@ def _tuple(items: Any) -> Any:
 
 def _only(decoders: list[Decode], hint: Any) -> Decode:
     if len(decoders) > 1:
-        raise TypeError(f"{hint} has no compact form")
+        raise TypeError(f"{hint} has no positional form")
     return decoders[0]
