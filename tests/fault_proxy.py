@@ -13,6 +13,8 @@ and it breaks what it is told to, as often as it is told to, until `heal()`:
     s3_proxy.inject(lost, kinds={"PUT"}, key="journal/", times=1)
     s3_proxy.inject(EXPIRED)
     s3_proxy.inject(skewed(86400.0))
+
+Where there is no network at all, so that not even a connection is made, is in `gate`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A network that a test can cut: everything that goes to a server on loopback goes through it."""
+"""A network that a test can cut: the connections to a server on loopback go through it, as bytes.
+
+It knows nothing of what they carry. What a storage answers, and how it fails at that, is in
+`fault_proxy`, which reads every request.
+"""
 
 from __future__ import annotations
 

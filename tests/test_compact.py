@@ -5,102 +5,27 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from buckets import Bucket
+from buckets import HOUR, TREE, Bucket, delete, opened, over, same, stop, tag
+from buckets import bucket as bucket
+from buckets import index as index
+from buckets import repository as repository
 from conftest import ProjectDirectory
 from replicate.backends.base import Content
-from replicate.changes import HOLDS, STALE, Announcements, marked, marker
+from replicate.changes import HOLDS, STALE, marked, marker
 from replicate.errors import RepositoryError, StorageError
 from replicate.index import Index, Match
 from replicate.maintenance import collect, compact
 from replicate.maintenance.compaction import KEPT, _Compaction
-from replicate.model import ExperimentRecord, Status, Stop
-from replicate.records import new_id, now, seal_event, stop_data, unseal
+from replicate.model import Status
+from replicate.records import new_id, now, seal_event, unseal
 from replicate.repository import Repository
 from replicate.snapshots import MANIFESTS, PARTS, latest_key, manifest_key, read_manifest
 from saving import Run
-
-#: Of the checkpoints: they have metrics, and no files.
-TREE: Any = None
-HOUR = 3600.0
-
-
-def opened(bucket: Bucket) -> Repository:
-    """The repository, as another process sees it."""
-    repository = Repository(bucket)
-    repository._announcements = Announcements(bucket, lambda: (bucket.time,))
-    return repository
-
-
-def seen(records: list[ExperimentRecord]) -> list[str]:
-    """What can be seen of them. How a run that is over was last alive is not."""
-    return [
-        repr(
-            (
-                record.status,
-                record.best(),
-                record.latest(),
-                record.primary_metric,
-                record.num_checkpoints,
-                replace(
-                    record,
-                    checkpoints=tuple(record.checkpoints),
-                    heartbeat=None if record.stop else record.heartbeat,
-                ),
-            )
-        )
-        for record in records
-    ]
-
-
-def same(index: Index, repository: Repository) -> None:
-    assert seen(index.records()) == seen(repository.experiments())
-
-
-def over(repository: Repository, *losses: float) -> str:
-    """A run that has ended, with a checkpoint for each of these losses; its id."""
-    run = Run(repository)
-    for loss in losses:
-        run.commit(TREE, loss)
-    stop(run)
-    return run.id
-
-
-def stop(run: Run) -> None:
-    made = Stop(now(), Status.FINISHED)
-    run.journal.append([("stop", made.time, stop_data(made))])
-
-
-def tag(repository: Repository, id: str, name: str) -> None:
-    data = {"author": "ada@lovelace", "add": [name], "remove": []}
-    repository.journal(id, new_id()[:16]).append([("tag", now(), data)])
-
-
-def delete(repository: Repository, id: str, *checkpoints: str) -> None:
-    data = {"checkpoints": list(checkpoints)} if checkpoints else {}
-    repository.journal(id, new_id()[:16]).append([("delete", now(), data)])
-
-
-@pytest.fixture
-def bucket() -> Bucket:
-    return Bucket()
-
-
-@pytest.fixture
-def repository(bucket: Bucket) -> Repository:
-    return opened(bucket)
-
-
-@pytest.fixture
-def index(repository: Repository, tmp_path: Path) -> Index:
-    return Index(repository, tmp_path)
-
 
 # ---------------------------------------------------------------- what is in it
 

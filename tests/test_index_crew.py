@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import replicate
-from buckets import Bucket
+from buckets import Bucket, stop
 from replicate.backends.base import Stat
 from replicate.backends.local import LocalBackend
 from replicate.index import Index
@@ -27,7 +27,6 @@ from replicate.records import now
 from replicate.repository import Listed, Reading, Repository
 from replicate.together import fetched
 from saving import Run
-from test_compact import stop
 from test_index import TREE, Recorded, age, seen
 
 HOW_MANY = 30

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from threading import Barrier
 
 import pytest
 
-from buckets import PAGE, Bucket
+from buckets import HOUR, PAGE, TREE, Bucket, opened, over, same, stop, tag
+from buckets import bucket as bucket
+from buckets import index as index
+from buckets import repository as repository
 from replicate.index import Index
 from replicate.maintenance import compact
 from replicate.model import Status
 from replicate.repository import Repository
 from replicate.snapshots import PARTS
 from saving import Run
-from test_compact import HOUR, TREE, opened, over, same, stop, tag
 
 MANY = 40
-
-
-@pytest.fixture
-def bucket() -> Bucket:
-    return Bucket()
-
-
-@pytest.fixture
-def repository(bucket: Bucket) -> Repository:
-    return opened(bucket)
-
-
-@pytest.fixture
-def index(repository: Repository, tmp_path: Path) -> Index:
-    return Index(repository, tmp_path)
 
 
 def names(bucket: Bucket) -> Counter[str]:
