@@ -8,17 +8,16 @@ than the product's; `docs/decisions/0002-chunk-sizes.md` has what they gave.
 from __future__ import annotations
 
 import argparse
-import mmap
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from blake3 import blake3
 from series import SERIES
 
 from replicate import chunking, compression
+from replicate.readers import Reader, opened
 
 
 @dataclass
@@ -36,27 +35,22 @@ def measure(paths: Iterable[Path], *, compress: bool) -> Totals:
     """Store every version in a set of hashes."""
     totals, known = Totals(), set[bytes]()
     for path in paths:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as view,
-        ):
-            add(view, totals, known, compress)
+        with opened(path) as reader:
+            add(reader, totals, known, compress)
     return totals
 
 
-def add(view: memoryview, totals: Totals, known: set[bytes], compress: bool) -> None:
+def add(reader: Reader, totals: Totals, known: set[bytes], compress: bool) -> None:
     """Count one file and remember its chunks."""
     totals.versions += 1
-    totals.logical += len(view)
-    for start, end in pairwise([0, *chunking.cut(view)]):
+    totals.logical += reader.size
+    for chunk in chunking.cut(reader):
         totals.chunks += 1
-        with view[start:end] as chunk:
-            digest = blake3(chunk).digest()
-            if digest not in known:
-                known.add(digest)
-                totals.raw += len(chunk)
-                totals.compressed += len(compression.encode(chunk)[1]) if compress else 0
+        digest = blake3(chunk).digest()
+        if digest not in known:
+            known.add(digest)
+            totals.raw += len(chunk)
+            totals.compressed += len(compression.encode(chunk)[1]) if compress else 0
 
 
 def options() -> argparse.Namespace:

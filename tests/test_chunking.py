@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
+import os
 import random
 import struct
 import sys
 import tracemalloc
 import zipfile
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 
 from replicate import chunking
 from replicate.chunking import GRID, KIB, LARGE_SPAN, MAX_CHUNK, MIB, containers
+from replicate.readers import MemoryReader, opened
 
 Tensors = dict[str, bytes]
 
@@ -31,8 +31,7 @@ def noise(size: int, seed: int = 0) -> bytes:
 
 def chunks(data: bytes) -> list[bytes]:
     """The chunks of a file, checked to be what `cut` promises for every file."""
-    ends = list(chunking.cut(memoryview(data)))
-    found = [data[start:end] for start, end in pairwise([0, *ends])]
+    found = [bytes(chunk) for chunk in chunking.cut(MemoryReader(data))]
     assert b"".join(found) == data
     assert all(0 < len(chunk) <= MAX_CHUNK for chunk in found)
     return found
@@ -83,9 +82,9 @@ LARGE = [noise(size, seed=size) for size in (200 * KIB, 9 * MIB, 1 * MIB)]
 
 
 def test_a_short_file_is_one_chunk_and_an_empty_one_none() -> None:
-    assert list(chunking.cut(memoryview(b""))) == []
-    assert list(chunking.cut(memoryview(noise(64 * KIB)))) == [64 * KIB]
-    assert list(chunking.cut(memoryview(torch_file("m", [noise(50 * KIB)] * 2))))[:-1] == []
+    assert chunks(b"") == []
+    assert len(chunks(noise(64 * KIB))) == 1
+    assert len(chunks(torch_file("m", [noise(50 * KIB)] * 2))) == 1
 
 
 def test_the_same_weights_saved_under_two_names_share_their_chunks() -> None:
@@ -150,7 +149,7 @@ def test_bytes_inserted_into_an_opaque_file_cost_a_chunk_or_two() -> None:
 
 def test_long_content_is_cut_into_fewer_chunks() -> None:
     content = noise(64 * MIB)
-    short, long = (list(chunking.cut(memoryview(c))) for c in (content[:-1], content))
+    short, long = (chunks(c) for c in (content[:-1], content))
     assert 150 < len(short) < 300
     assert 35 < len(long) < 75
 
@@ -167,8 +166,9 @@ def test_only_stored_members_of_an_archive_are_spans() -> None:
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("stored.npy", b"s" * 500)
         archive.writestr("deflated.npy", b"d" * 500, zipfile.ZIP_DEFLATED)
-    view = memoryview(out.getvalue())
-    assert [bytes(view[s.start : s.end]) for s in containers.find_spans(view)] == [b"s" * 500]
+    data = out.getvalue()
+    found = containers.find_spans(MemoryReader(data))
+    assert [data[s.start : s.end] for s in found] == [b"s" * 500]
 
 
 def test_archives_with_64_bit_numbers_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_archives_with_64_bit_numbers_are_read(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 200)  # from where zipfile uses the long form
     data = torch_file("m", tensors)
     assert b"PK\6\6" in data
-    found = [data[s.start : s.end] for s in containers.find_spans(memoryview(data)) if s.is_array]
+    found = [data[s.start : s.end] for s in containers.find_spans(MemoryReader(data)) if s.is_array]
     assert found == tensors
 
 
@@ -200,18 +200,57 @@ def test_a_file_that_never_varies_is_cut_too() -> None:
 # Hostile files
 
 
-def test_cutting_a_mapped_file_copies_little_of_it_and_lets_it_be_closed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [100 * KIB, 3 * MIB, 63 * MIB, 65 * MIB])
+def test_content_is_cut_the_same_a_window_at_a_time_as_in_one_piece(size: int) -> None:
+    fastcdc = pytest.importorskip("pyfastcdc.cy")
+    content = noise(size, seed=size)
+    least, typical, greatest = next(s for at, s in chunking.CONTENT_SIZES if size >= at)
+    cutter = fastcdc.FastCDC(typical, min_size=least, max_size=greatest)
+    whole = [chunk.length for chunk in cutter.cut_buf(content)]
+    assert [len(chunk) for chunk in chunks(content)] == (whole if size >= LARGE_SPAN else [size])
+
+
+SIZES = st.integers(1, 300)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=3000), st.integers(0, 9), SIZES, SIZES, SIZES)
+def test_where_the_windows_end_moves_no_cut(
+    content: bytes, repeated: int, least: int, typical: int, more: int
+) -> None:
+    fastcdc = pytest.importorskip("pyfastcdc.cy")
+    content = content * 2**repeated
+    least, typical = 64 + least, 256 + least + typical
+    sizes = (least, typical, max(1024, typical + more))
+    cutter = fastcdc.FastCDC(typical, min_size=least, max_size=sizes[2])
+    whole = [chunk.length for chunk in cutter.cut_buf(content)] if content else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunking, "LARGE_SPAN", 1)
+        patch.setattr(chunking, "CONTENT_SIZES", ((0, sizes),))
+        patch.setattr(chunking, "WINDOW", sizes[2] + more)
+        patch.setattr(chunking, "find_spans", lambda reader: [])
+        assert [len(chunk) for chunk in chunks(content)] == whole
+
+
+def test_of_a_file_only_the_chunk_that_was_asked_for_is_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
-    path.write_bytes(torch_file("m", LARGE))
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    path.write_bytes(torch_file("m", [noise(9 * MIB, seed=i) for i in range(4)]))
+    with opened(path) as reader:
         tracemalloc.start()
-        with memoryview(mapped) as view:
-            list(chunking.cut(view))
+        for _ in chunking.cut(reader):
+            pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        mapped.close()  # raises when a part of it is still referred to
-    assert peak < MIB
+    assert peak < 2 * GRID + MIB
+
+
+def test_a_file_that_is_cut_short_meanwhile_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(noise(65 * MIB))
+    with opened(path) as reader, pytest.raises(OSError, match="shorter"):
+        for number, _ in enumerate(chunking.cut(reader)):
+            if not number:
+                os.truncate(path, 1000)
 
 
 def test_a_file_of_very_many_members_is_looked_at_only_so_far(
@@ -222,7 +261,7 @@ def test_a_file_of_very_many_members_is_looked_at_only_so_far(
         archive_of({f"{i}.npy": b"content" for i in range(20)}),
         safetensors_file({str(i): b"content" for i in range(20)}),
     ):
-        assert len(containers.find_spans(memoryview(data))) == 10
+        assert len(containers.find_spans(MemoryReader(data))) == 10
 
 
 @pytest.mark.parametrize(
@@ -257,7 +296,7 @@ def test_members_that_overlap_are_cut_once() -> None:
     entry = data[start:end]
     last = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1000, 1000, 1000 * len(entry), start, 0)
     hostile = data[:start] + entry * 1000 + last
-    assert len(containers.find_spans(memoryview(hostile))) == 1
+    assert len(containers.find_spans(MemoryReader(hostile))) == 1
     chunks(hostile)
 
 
@@ -295,8 +334,8 @@ def test_a_damaged_container_is_cut_into_itself(
 @given(st.sampled_from([b"", b"PK\3\4", b"\x30\0\0\0\0\0\0\0{"]), st.binary(), st.binary())
 def test_parsers_take_any_bytes(magic: bytes, content: bytes, tail: bytes) -> None:
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 9, 9, 99, len(magic), 0)
-    view = memoryview(magic + content + end + tail)
-    spans = containers.find_spans(view)
+    data = magic + content + end + tail
+    spans = containers.find_spans(MemoryReader(data))
     ends = [offset for span in spans for offset in span[:2]]
     assert ends == sorted(ends)
-    assert not ends or ends[-1] <= len(view)
+    assert not ends or ends[-1] <= len(data)

@@ -41,8 +41,6 @@ _ATTEMPT = "attempt"
 _SETTINGS = "settings.json"
 #: The file beside the spools of a remote repository that says which one that is.
 _URL = "repository"
-#: Memory of mapped files is given back in steps of this many bytes, a multiple of every page size.
-_RELEASE = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,18 +244,10 @@ class Mapped:
         """Raises OSError."""
         self._map: mmap.mmap | None = None
         self.view = memoryview(b"")
-        self._released = 0
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 self.view = memoryview(self._map)
-
-    def release(self, end: int) -> None:
-        """Give back the memory of the bytes before `end`. Reading them again is only slower."""
-        length = (end - self._released) // _RELEASE * _RELEASE
-        if length > 0 and self._map is not None and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED, self._released, length)
-            self._released += length
 
     def close(self) -> None:
         """Let go of the file. Where an error still holds a view, its end does that."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from replicate.chunking.containers import Span, find_spans
+from replicate.readers import Reader
 
 KIB, MIB = 1 << 10, 1 << 20
 #: No chunk is longer. Readers may rely on it to refuse a manifest that says otherwise.
@@ -22,6 +23,8 @@ MAX_CHUNK = 16 * MIB
 LARGE_SPAN = 128 * KIB
 #: Longer tensors are cut every so many bytes, counted from the tensor's own start.
 GRID = 4 * MIB
+#: So much content is read at once to be cut: more than one chunk can be.
+WINDOW = 32 * MIB
 #: Least, typical and greatest length of a chunk where the content decides, in content of at least
 #: the length before them: of long content every small chunk would be one of hundreds.
 CONTENT_SIZES = (
@@ -31,24 +34,27 @@ CONTENT_SIZES = (
 )
 
 
-def cut(view: memoryview) -> Iterator[int]:
-    """Where the chunks of a file end: ascending offsets, the last one `len(view)`; none when empty.
+def cut(reader: Reader) -> Iterator[memoryview]:
+    """The chunks of a file, which joined are what was read of it; none when it is empty.
 
-    Each chunk has 1 to `MAX_CHUNK` bytes. `view` is the file's bytes, as from `mmap`; of a
-    container only the headers are read, of anything else what comes before the offset that was
-    asked for. Never raises for what the bytes are. Not to be called from several threads at once.
+    Each has 1 to `MAX_CHUNK` bytes, in memory that does not change any more: whoever hashes and
+    writes it does so to the same bytes, whatever becomes of the file. Read from the start to the
+    end, but for the headers of a container, a few chunks ahead. Raises as `reader` does, never for
+    what the bytes are. Not to be called from several threads at once.
     """
-    if len(view) < LARGE_SPAN:
-        yield from [len(view)] if len(view) else []
+    size = reader.size
+    if size < LARGE_SPAN:
+        if size:
+            yield reader.read(0, size)
         return
     cut_at = 0
-    for span in _covering(find_spans(view), len(view)):
+    for span in _covering(find_spans(reader), size):
         if span.end - span.start >= LARGE_SPAN:
             if span.start > cut_at:
-                yield span.start
-            yield from _grid(span) if span.is_array else _by_content(view, span)
-        elif span.end - cut_at >= LARGE_SPAN or span.end == len(view):
-            yield span.end
+                yield reader.read(cut_at, span.start - cut_at)
+            yield from _grid(reader, span) if span.is_array else _by_content(reader, span)
+        elif span.end - cut_at >= LARGE_SPAN or span.end == size:
+            yield reader.read(cut_at, span.end - cut_at)
         else:
             continue
         cut_at = span.end
@@ -66,25 +72,35 @@ def _covering(spans: Iterable[Span], size: int) -> Iterator[Span]:
         yield Span(covered, size, is_array=False)
 
 
-def _grid(span: Span) -> list[int]:
+def _grid(reader: Reader, span: Span) -> Iterator[memoryview]:
     """Cuts every `GRID` bytes. What is left is its own chunk only if it is large enough for one."""
-    ends = list(range(span.start + GRID, span.end, GRID))
-    if ends and span.end - ends[-1] < LARGE_SPAN:
-        ends.pop()
-    return [*ends, span.end]
+    at = span.start
+    while at < span.end:
+        length = GRID if span.end - at >= GRID + LARGE_SPAN else span.end - at
+        yield reader.read(at, length)
+        at += length
 
 
-def _by_content(view: memoryview, span: Span) -> Iterator[int]:
+def _by_content(reader: Reader, span: Span) -> Iterator[memoryview]:
     """Cuts that move with the content when bytes come before it; without pyfastcdc, a grid."""
     try:
         # The compiled class by name: `pyfastcdc.FastCDC` may be the Python one, which would take
         # minutes for a gigabyte. Imported here because only the recorder of large files needs it.
         from pyfastcdc.cy import FastCDC
     except ImportError:
-        yield from _grid(span)
+        yield from _grid(reader, span)
         return
     length = span.end - span.start
     least, typical, greatest = next(sizes for at, sizes in CONTENT_SIZES if length >= at)
     cutter = FastCDC(typical, min_size=least, max_size=greatest)
-    for chunk in cutter.cut_buf(view[span.start : span.end]):
-        yield span.start + chunk.offset + chunk.length
+    at, window = span.start, memoryview(b"")
+    while at < span.end:
+        is_last = at + len(window) == span.end
+        # The rules of the cut are others where less than the typical length is left. A chunk that
+        # ends with the window may be longer than that.
+        found = next(cutter.cut_buf(window)).length if is_last or len(window) >= typical else 0
+        if not is_last and found in (0, len(window)):
+            window = reader.read(at, min(WINDOW, span.end - at))
+            continue
+        yield window[:found]
+        at, window = at + found, window[found:]

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+from replicate.readers import Reader
+
 #: Parts of one file that are looked at; more are treated as one stretch of unknown content.
 MAX_PARTS = 1 << 17
 #: Longest header of a safetensors file that is parsed; it has room for some 60,000 tensors.
@@ -28,19 +30,19 @@ class Span(NamedTuple):
     is_array: bool  # numbers of a fixed size, in which an insertion is not to be expected
 
 
-def find_spans(view: memoryview) -> list[Span]:
+def find_spans(reader: Reader) -> list[Span]:
     """The stored members or tensors of a container in order of position, none overlapping another.
 
-    Empty for any other file. Never raises for what the bytes are.
+    Empty for any other file. Raises as `reader` does, never for what the bytes are.
     """
-    magic = bytes(view[:6])
+    magic = bytes(reader.read(0, 6))
     if magic[:4] == _LOCAL_MAGIC:
-        found = _zip_members(view)
+        found = _zip_members(reader)
     elif magic == _NPY_MAGIC:
-        found = _npy(view)
+        found = _npy(reader)
     else:
-        found = _safetensors(view)
-    return list(_disjoint(islice(found, MAX_PARTS), len(view)))
+        found = _safetensors(reader)
+    return list(_disjoint(islice(found, MAX_PARTS), reader.size))
 
 
 def _disjoint(spans: Iterable[Span], size: int) -> Iterator[Span]:
@@ -54,13 +56,14 @@ def _disjoint(spans: Iterable[Span], size: int) -> Iterator[Span]:
 # Safetensors: the header's length as 8 bytes, the header as JSON, then the tensors.
 
 
-def _safetensors(view: memoryview) -> Iterator[Span]:
-    length = int.from_bytes(view[:8], "little")
+def _safetensors(reader: Reader) -> Iterator[Span]:
+    head = reader.read(0, 9)
+    length = int.from_bytes(head[:8], "little")
     data = 8 + length
-    if length > MAX_JSON_HEADER or data > len(view) or bytes(view[8:9]) != b"{":
+    if length > MAX_JSON_HEADER or data > reader.size or bytes(head[8:]) != b"{":
         return
     try:
-        header = json.loads(bytes(view[8:data]))
+        header = json.loads(bytes(reader.read(8, length)))
     except (ValueError, RecursionError):
         return
     for tensor in header.values():
@@ -75,10 +78,11 @@ def _safetensors(view: memoryview) -> Iterator[Span]:
 _NPY_MAGIC = b"\x93NUMPY"
 
 
-def _npy(view: memoryview) -> Iterator[Span]:
-    size = 2 if bytes(view[6:7]) == b"\1" else 4  # of the header's length, from version 2 on
-    start = 8 + size + int.from_bytes(view[8 : 8 + size], "little")
-    yield Span(start, len(view), is_array=True)
+def _npy(reader: Reader) -> Iterator[Span]:
+    head = reader.read(0, 12)
+    size = 2 if bytes(head[6:7]) == b"\1" else 4  # of the header's length, from version 2 on
+    start = 8 + size + int.from_bytes(head[8 : 8 + size], "little")
+    yield Span(start, reader.size, is_array=True)
 
 
 # Zip: APPNOTE 6.3, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14-16 (its end), 4.5.3.
@@ -97,32 +101,32 @@ _ZIP64_FIELD = 1
 _MAX_FIELDS = 16
 
 
-def _read(layout: struct.Struct, magic: bytes, view: memoryview, at: int) -> tuple[Any, ...] | None:
+def _read(layout: struct.Struct, magic: bytes, reader: Reader, at: int) -> tuple[Any, ...] | None:
     """The record at `at`, or None where there is none, be it that the file ends before it."""
-    if at + layout.size > len(view):
+    if at + layout.size > reader.size:
         return None
-    fields = layout.unpack_from(view, at)
+    fields = layout.unpack(reader.read(at, layout.size))
     return fields if fields[0] == magic else None
 
 
-def _zip_members(view: memoryview) -> Iterator[Span]:
+def _zip_members(reader: Reader) -> Iterator[Span]:
     """The stored members, in the directory's order."""
-    at, count = _directory(view)
+    at, count = _directory(reader)
     for _ in range(min(count, MAX_PARTS)):
-        entry = _read(_ENTRY, b"PK\1\2", view, at)
+        entry = _read(_ENTRY, b"PK\1\2", reader, at)
         if entry is None:
             return
-        method, packed, size = entry[4], *entry[8:10]
-        name_end = at + _ENTRY.size + entry[10]
-        extra_end = name_end + entry[11]
+        method, packed, size, name_length, extra_length = entry[4], *entry[8:12]
+        at += _ENTRY.size
         if method == _STORED:
-            name = bytes(view[at + _ENTRY.size : name_end])
-            size, packed, local = _long_form(view[name_end:extra_end], size, packed, entry[16])
-            header = _read(_LOCAL, _LOCAL_MAGIC, view, local)
+            rest = reader.read(at, name_length + extra_length)
+            name, extra = bytes(rest[:name_length]), rest[name_length:]
+            size, packed, local = _long_form(extra, size, packed, entry[16])
+            header = _read(_LOCAL, _LOCAL_MAGIC, reader, local)
             if header is not None and packed == size:
                 start = local + _LOCAL.size + header[9] + header[10]
                 yield Span(start, start + size, _is_array(name))
-        at = extra_end + entry[12]
+        at += name_length + extra_length + entry[12]
 
 
 def _is_array(name: bytes) -> bool:
@@ -130,15 +134,17 @@ def _is_array(name: bytes) -> bool:
     return b"/data/" in name or name.endswith(b".npy")
 
 
-def _directory(view: memoryview) -> tuple[int, int]:
+def _directory(reader: Reader) -> tuple[int, int]:
     """Position of the first directory entry and how many there are said to be; (0, 0) for none."""
-    tail = max(0, len(view) - _END.size - _MAX_COMMENT)
-    at = tail + bytes(view[tail:]).rfind(b"PK\5\6")
-    end = _read(_END, b"PK\5\6", view, at) if at >= tail else None
+    longest = _END.size + _MAX_COMMENT
+    tail = max(0, reader.size - longest)
+    at = tail + bytes(reader.read(tail, longest)).rfind(b"PK\5\6")
+    end = _read(_END, b"PK\5\6", reader, at) if at >= tail else None
     if end is None:
         return 0, 0
-    locator = _read(_LOCATOR, b"PK\6\7", view, at - _LOCATOR.size) if at >= _LOCATOR.size else None
-    end64 = _read(_END64, b"PK\6\6", view, locator[2]) if locator is not None else None
+    before = at - _LOCATOR.size
+    locator = _read(_LOCATOR, b"PK\6\7", reader, before) if before >= 0 else None
+    end64 = _read(_END64, b"PK\6\6", reader, locator[2]) if locator is not None else None
     if end64 is not None:
         return end64[9], end64[7]
     return end[6], end[4]

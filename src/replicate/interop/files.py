@@ -6,7 +6,6 @@ and no file is held in memory that a batch would not hold. It knows no tool.
 from __future__ import annotations
 
 import gzip
-import mmap
 import os
 import shutil
 import stat
@@ -14,22 +13,17 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
 from replicate.errors import DamagedError, StorageError
-from replicate.spool import mapped
+from replicate.readers import FileReader, opened
 from replicate.tree import Source
 from replicate.tree.manifest import link_stays_inside, permission_bits, unsafe_path
 
-#: A file that is shorter is read, a longer one is mapped (bytes).
-_SMALL = 1 << 20
 _PIECE = 1 << 20
-#: Memory of what was unpacked is given back in steps of this many bytes, a multiple of every page.
-_RELEASE = 16 << 20
 
 #: Told, in a sentence, of what is left out.
 Report = Callable[[str], None]
@@ -38,12 +32,11 @@ Report = Callable[[str], None]
 class Files(Protocol):
     """Files that can be added to a tree, once or again."""
 
-    def sources(self, settle: Callable[[], None], report: Report) -> Iterator[Source]:
+    def sources(self, report: Report) -> Iterator[Source]:
         """Each file and link, one at a time; what is unsafe or no file is reported and left out.
 
-        `settle` is called before a view that was handed out becomes invalid: it has to write what
-        was queued. Raises DamagedError when they cannot be read, StorageError when there is no
-        room for them.
+        Each has to be read before the next one is asked for. Raises DamagedError when they cannot
+        be read, StorageError when there is no room for them.
         """
         ...
 
@@ -59,10 +52,10 @@ class Directory:
         """Path and size of everything that is there, in order."""
         return sorted((path, os.lstat(file).st_size) for path, file in self._walk())
 
-    def sources(self, settle: Callable[[], None], report: Report) -> Iterator[Source]:
+    def sources(self, report: Report) -> Iterator[Source]:
         for path, file in self._walk():
             try:
-                yield from self._source(path, file, settle, report)
+                yield from self._source(path, file, report)
             except OSError as error:
                 raise DamagedError(f"{file} cannot be read: {error.strerror}") from error
 
@@ -74,9 +67,7 @@ class Directory:
                 yield self.prefix + file.relative_to(self.root).as_posix(), file
             directories.sort()
 
-    def _source(
-        self, path: str, file: Path, settle: Callable[[], None], report: Report
-    ) -> Iterator[Source]:
+    def _source(self, path: str, file: Path, report: Report) -> Iterator[Source]:
         found = file.lstat()
         mode = permission_bits(found.st_mode)
         link = os.readlink(file) if stat.S_ISLNK(found.st_mode) else None
@@ -85,12 +76,9 @@ class Directory:
             report(f"{file} is left out: {problem}")
         elif link is not None:
             yield Source(path, "link", target=link)
-        elif found.st_size < _SMALL:
-            yield Source(path, "file", mode, memoryview(file.read_bytes()))
         else:
-            with mapped(file) as opened:
-                yield Source(path, "file", mode, opened.view, release=opened.release)
-                settle()
+            with opened(file) as reader:
+                yield Source(path, "file", mode, reader=reader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +87,9 @@ class Several:
 
     parts: tuple[Files, ...]
 
-    def sources(self, settle: Callable[[], None], report: Report) -> Iterator[Source]:
+    def sources(self, report: Report) -> Iterator[Source]:
         for part in self.parts:
-            yield from part.sources(settle, report)
+            yield from part.sources(report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +103,14 @@ class Archive:
     path: Path
     scratch: Path | None = None
 
-    def sources(self, settle: Callable[[], None], report: Report) -> Iterator[Source]:
-        with self._decompressed() as plain, _view(plain) as view:
+    def sources(self, report: Report) -> Iterator[Source]:
+        with self._decompressed() as plain:
             for member in self._members(plain):
-                path = member.name.partition("/")[2]
-                source = _member_source(member, path, view)
+                source = _member_source(member, member.name.partition("/")[2], plain.fileno())
                 if isinstance(source, str):
                     report(f"{member.name} in {self.path} is left out: {source}")
                 else:
-                    yield replace(source, release=partial(_release, view, member.offset_data))
-            settle()
+                    yield source
 
     @contextmanager
     def _decompressed(self) -> Iterator[IO[bytes]]:
@@ -152,7 +138,7 @@ class Archive:
         return iter(last.values())
 
 
-def _member_source(member: tarfile.TarInfo, path: str, view: memoryview) -> Source | str:
+def _member_source(member: tarfile.TarInfo, path: str, descriptor: int) -> Source | str:
     """The member as it goes into a tree, or why it must not."""
     link = member.linkname if member.issym() else None
     problem = _refused(path, member.isreg() and not member.issparse(), link)
@@ -160,10 +146,10 @@ def _member_source(member: tarfile.TarInfo, path: str, view: memoryview) -> Sour
         return problem
     if link is not None:
         return Source(path, "link", target=link)
-    start, end = member.offset_data, member.offset_data + member.size
-    if end > len(view):
+    if member.offset_data + member.size > os.fstat(descriptor).st_size:
         return "the archive ends before it does"
-    return Source(path, "file", permission_bits(member.mode), view[start:end])
+    reader = FileReader(descriptor, member.size, member.offset_data)
+    return Source(path, "file", permission_bits(member.mode), reader=reader)
 
 
 def _refused(path: str, is_file: bool, link: str | None) -> str | None:
@@ -173,27 +159,3 @@ def _refused(path: str, is_file: bool, link: str | None) -> str | None:
     if link is not None:
         return None if link_stays_inside(path, link) else "it is a link that leads outside"
     return None if is_file else "it is neither a file nor a link"
-
-
-def _release(view: memoryview, start: int, end: int) -> None:
-    """Give back the memory of a member's bytes before `end`. Reading them again is only slower."""
-    first, last = -(-start // _RELEASE) * _RELEASE, (start + end) // _RELEASE * _RELEASE
-    if last > first and isinstance(view.obj, mmap.mmap) and hasattr(view.obj, "madvise"):
-        view.obj.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
-@contextmanager
-def _view(file: IO[bytes]) -> Iterator[memoryview]:
-    """The bytes of an open file, mapped and not read. Parts of them that are still held when the
-    block ends are let go of with their holders."""
-    if not os.fstat(file.fileno()).st_size:
-        yield memoryview(b"")
-        return
-    found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    view = memoryview(found)
-    try:
-        yield view
-    finally:
-        view.release()
-        with suppress(BufferError):
-            found.close()

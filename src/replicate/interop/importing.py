@@ -26,7 +26,7 @@ from replicate.maintenance import Outcome, Progress
 from replicate.model import CheckpointRecord, ExperimentRecord, Point, Stop, Value, short
 from replicate.records import checkpoint_data, encode_value, new_id, now, stop_data
 from replicate.repository import Repository
-from replicate.tree import add_tree
+from replicate.tree import Source, add_tree
 
 Event = tuple[str, datetime, Mapping[str, Value]]
 
@@ -212,7 +212,7 @@ class Target:
             return {}
         batch = self.repository.batch(compress=self.compress, recent=self._recent)
         try:
-            tree, size = add_tree(batch, files.sources(batch.flush, problems.append), None)
+            tree, size = add_tree(batch, files.sources(problems.append), None, _unreadable)
             batch.flush()
         except (DamagedError, UnsafeTreeError) as error:
             problems.append(str(error))
@@ -229,6 +229,10 @@ class Target:
         for message in messages:
             self.report(message)
         return [("problem", now(), {"message": message}) for message in messages]
+
+
+def _unreadable(source: Source, error: OSError) -> None:
+    raise DamagedError(f"{source.path} cannot be read: {error.strerror}") from error
 
 
 def adopted_id(tool: str, id: str) -> str:

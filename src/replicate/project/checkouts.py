@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from replicate.errors import (
     StorageError,
 )
 from replicate.model import CheckpointRecord, ExperimentRecord, TreeRef, all_packs, short
+from replicate.readers import opened
 from replicate.records import (
     decode_packs,
     decode_time,
@@ -36,7 +36,7 @@ from replicate.records import (
     unseal,
 )
 from replicate.repository import Repository
-from replicate.spool import make_spool_root, mapped
+from replicate.spool import make_spool_root
 from replicate.tree import (
     Entry,
     Source,
@@ -280,10 +280,12 @@ def _keep(
     id = new_id()
     repository.create()
     batch = repository.batch(recent=Recent())
-    with ExitStack() as stack:
-        sources = [_source(plan.directory, path, stack) for path in replaced]
-        tree, _ = add_tree(batch, sources, None)
-        batch.flush()
+
+    def lost(source: Source, error: OSError) -> None:
+        raise _not_kept(plan.directory / source.path, error) from error
+
+    tree, _ = add_tree(batch, _sources(plan.directory, replaced), None, lost)
+    batch.flush()
     document = {
         "id": id,
         "created": encode_time(now()),
@@ -299,19 +301,25 @@ def _keep(
     return id
 
 
-def _source(directory: Path, path: str, stack: ExitStack) -> Source:
-    place = directory / path
-    try:
-        if place.is_symlink():
-            return Source(path, "link", target=os.readlink(place))
-        mode = place.stat().st_mode & 0o777
-        file = stack.enter_context(mapped(place))
-        return Source(path, "file", mode, file.view, release=file.release)
-    except OSError as error:
-        raise StorageError(
-            f"Cannot keep {place} before it is overwritten: {error.strerror}",
-            hint="Nothing was changed. Move it away, or check out into another directory with -o.",
-        ) from error
+def _sources(directory: Path, paths: Sequence[str]) -> Iterator[Source]:
+    for path in paths:
+        place = directory / path
+        try:
+            if place.is_symlink():
+                yield Source(path, "link", target=os.readlink(place))
+                continue
+            mode = place.stat().st_mode & 0o777
+            with opened(place) as reader:
+                yield Source(path, "file", mode, reader=reader)
+        except OSError as error:
+            raise _not_kept(place, error) from error
+
+
+def _not_kept(place: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"Cannot keep {place} before it is overwritten: {error.strerror}",
+        hint="Nothing was changed. Move it away, or check out into another directory with -o.",
+    )
 
 
 def _remove_empty_parents(directory: Path, path: str) -> None:

@@ -30,6 +30,7 @@ from replicate.errors import (
 )
 from replicate.journal import JournalWriter
 from replicate.model import Status, Value
+from replicate.readers import opened
 from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
 from replicate.recorder.retention import Retention
@@ -44,7 +45,7 @@ from replicate.records import (
 )
 from replicate.repository import Repository
 from replicate.secrets import Redact, redact_text
-from replicate.spool import Job, Mapped, Spool, mapped
+from replicate.spool import Job, Spool
 from replicate.tree import Source, add_tree
 
 #: Seconds between two heartbeats on a local disk, and where each is a request.
@@ -76,6 +77,10 @@ class _Draft:
     problems: list[str] = field(default_factory=list)
     #: Found out while the disk is busy with the blobs.
     surroundings: Background[dict[str, Any]] | None = None
+
+    def lost(self, source: Source, error: OSError) -> None:
+        """A file cannot be read: the others are saved."""
+        self.problems.append(f"{source.path} could not be saved: {error.strerror or error}")
 
     def facts(self) -> dict[str, Any]:
         """The machine, the git repository and the packages of a run, or of an attempt at it."""
@@ -265,15 +270,15 @@ class Committer:
         draft = _Draft(name, job.header, decode_time(job.header["time"]))
         if "files" in job.header:
             try:
-                sources = self._sources(job, stack, draft.problems)
-                draft.tree, draft.size = add_tree(batch, sources, name)
+                sources = self._sources(job, draft.problems)
+                draft.tree, draft.size = add_tree(batch, sources, name, draft.lost)
             except (UsageError, UnsafeTreeError) as error:
                 # That concerns this job only. A failure of the repository concerns every job, so
                 # it is passed on, and all of them are tried again.
                 draft.problems.append(f"The files of a checkpoint could not be saved: {error}")
         return draft
 
-    def _sources(self, job: Job, stack: ExitStack, problems: list[str]) -> Iterator[Source]:
+    def _sources(self, job: Job, problems: list[str]) -> Iterator[Source]:
         """What the job's files hold. One that is lost is a problem, and the others are saved."""
         for file in job.header["files"]:
             if "target" in file:
@@ -288,19 +293,10 @@ class Committer:
                 except TornCaptureError as error:
                     problems.append(f"{file['path']} could not be saved: {error}")
                     continue
-                large = stack.enter_context(mapped(path))
-                yield Source(
-                    file["path"], "file", file["mode"], large.view, release=self._release(large)
-                )
+                with opened(path, self._progress) as reader:
+                    yield Source(file["path"], "file", file["mode"], reader=reader)
                 continue
             yield Source(file["path"], "file", file["mode"], view)
-
-    def _release(self, large: Mapped) -> Callable[[int], None]:
-        def release(end: int) -> None:
-            large.release(end)
-            self._progress()
-
-        return release
 
     def _complete(self, job: Job, file: Mapping[str, Any], path: Path) -> None:
         """See to it that the copy of a large file is there."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from replicate import chunking, ignore
-from replicate.blobs import FLUSH_AT, Batch
+from replicate.blobs import Batch
 from replicate.errors import NotFoundError, UsageError
+from replicate.readers import MemoryReader, Reader
 from replicate.tree.manifest import (
     Entry,
     Kind,
@@ -130,45 +131,57 @@ def _spellings(path: str, root: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What goes into a tree. `view` is a file's bytes; `target` is a link's. `release` is told up
-    to which offset the bytes are not needed any more."""
+    """What goes into a tree. A file's bytes are `view`, or those of `reader`, which need last no
+    longer than until the next source is asked for; `target` is a link's."""
 
     path: str
     kind: Kind = "file"
     mode: int = 0o644
     view: memoryview = _EMPTY
     target: str = ""
-    release: Callable[[int], None] | None = None
+    reader: Reader | None = None
 
 
-def add_tree(batch: Batch, sources: Iterable[Source], owner: Hashable) -> tuple[str, int]:
+#: Told of a file that is left out, because it cannot be read.
+Lost = Callable[[Source, OSError], None]
+
+
+def add_tree(
+    batch: Batch, sources: Iterable[Source], owner: Hashable, lost: Lost | None = None
+) -> tuple[str, int]:
     """Queue the blobs and the manifest of `sources`; return the tree's hash and size in bytes.
 
-    The same files give the same hash, whatever their order and wherever they were read from.
+    The same files give the same hash, whatever their order and wherever they were read from. Each
+    is read once, when it comes. Where one cannot be read, `lost` is told; without it that is
+    raised, as OSError.
     """
-    entries = tuple(sorted((_entry(batch, s, owner) for s in sources), key=lambda e: e.path))
-    tree = Tree(entries)
+    entries = []
+    for source in sources:
+        try:
+            entries.append(_entry(batch, source, owner))
+        except OSError as error:
+            if lost is None:
+                raise
+            lost(source, error)
+    tree = Tree(tuple(sorted(entries, key=lambda e: e.path)))
     validate(tree)
-    blobs = (hash for entry in entries for hash, _ in entry.blobs)
+    blobs = (hash for entry in tree.entries for hash, _ in entry.blobs)
     return batch.add_tree(encode_tree(tree), owner, blobs), tree.size
 
 
 def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
     if source.kind == "link":
         return Entry(source.path, "link", target=source.target)
-    view, whole = source.view, blake3(max_threads=blake3.AUTO)
+    reader = source.reader or MemoryReader(source.view)
+    whole = blake3(max_threads=blake3.AUTO)
     chunks: list[tuple[str, int]] = []
-    start = 0
-    for end in chunking.cut(view):
-        chunk = view[start:end]
-        chunks.append((batch.add_blob(chunk, owner), end - start))
-        if end - start < len(view):
+    for chunk in chunking.cut(reader):
+        chunks.append((batch.add_blob(chunk, owner), len(chunk)))
+        if len(chunk) < reader.size:
             whole.update(chunk)
-        start = end
-        if source.release is not None:
-            source.release(end - 2 * FLUSH_AT)  # what is before that, the batch has written
+    reader.check()
     if len(chunks) <= 1:
-        hash = chunks[0][0] if chunks else batch.add_blob(view, owner)
-        return Entry(source.path, mode=source.mode, size=len(view), hash=hash)
+        hash = chunks[0][0] if chunks else batch.add_blob(b"", owner)
+        return Entry(source.path, mode=source.mode, size=reader.size, hash=hash)
     hash = whole.hexdigest()
-    return Entry(source.path, "file", source.mode, len(view), hash, tuple(chunks))
+    return Entry(source.path, "file", source.mode, reader.size, hash, tuple(chunks))
