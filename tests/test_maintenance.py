@@ -4,6 +4,7 @@ back, and what anybody needs stays."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -428,6 +429,22 @@ def test_gc_refuses_while_it_cannot_tell_what_is_needed_and_rm_is_the_way_out(
     project.remove(project.plan_removal([id]))
     collect(repository)
     assert objects(repository.backend) == {}
+
+
+def test_who_cannot_collect_is_told_what_to_give_up(
+    repository: Repository, project: Project
+) -> None:
+    id = finished(repository, {"m": b"1"}, {"m": b"2"}, {"n": b"2"}, {"m": b"2"})
+    finished(repository, {"m": b"3"})
+    hurt = repository.experiment(id).checkpoints[1::2]
+    remove_file(Path(repository.url, tree_key(hurt[0].tree or "")))
+    with pytest.raises(DamagedError) as refused:
+        collect(repository)
+    command = re.search("`replicate rm (.*?)`", refused.value.hint or "")
+    assert command is not None and command[1].split() == [c.id[:7] for c in hurt]
+    project.remove(project.plan_removal(command[1].split()))
+    assert collect(repository).experiments == 0
+    assert len(repository.experiment(id).checkpoints) == 2
 
 
 def test_gc_refuses_while_the_record_of_a_checkout_is_damaged(repository: Repository) -> None:

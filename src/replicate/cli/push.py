@@ -27,7 +27,8 @@ def push(
     missing there is copied, and every byte is verified on its way; what was cut off is finished by
     doing it again. A run that goes on is copied as far as it is. Labels that were changed, and
     checkpoints that were deleted, are so in the copy, too. An experiment that was deleted here
-    stays there without --delete, and one that was deleted there does not come back.
+    stays there without --delete, and one that was deleted there does not come back. Of experiments
+    with an ID also what DST had of their files and has lost is copied.
 
     \b
     Examples:

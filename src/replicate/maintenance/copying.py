@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 from itertools import groupby, islice
 from threading import Event, Lock
+from typing import NamedTuple
 
 from replicate import compression
 from replicate.backends.base import Backend, Content, Stat
@@ -32,6 +33,14 @@ _FEW = 20_000
 _PAGE = 1000
 
 
+class Lost(NamedTuple):
+    """What cannot be read in the source: a sentence for each thing, once, and those for trees by
+    the hash of the tree."""
+
+    problems: dict[str, None]
+    trees: dict[str, str]
+
+
 class Objects:
     """Brings trees, with their blobs, from `source` to `target`. For use by several threads."""
 
@@ -47,7 +56,8 @@ class Objects:
         """With `dry_run` nothing is written, and what would be is counted, uncompressed. `count` is
         told now and again how many blobs were looked at."""
         self._source = source
-        self._target = target.backend
+        self._target = target
+        self._backend = target.backend
         self._compress = compress
         self._dry_run = dry_run
         self._count = count
@@ -62,20 +72,47 @@ class Objects:
         self.objects = 0
         self.bytes = 0
 
-    def bring(self, references: Collection[Reference]) -> list[str]:
+    def bring(self, references: Collection[Reference]) -> Lost:
         """All that these trees consist of is durable in the target and was touched there so lately
-        that no collector takes it before something refers to it. Returns a sentence for each that
-        cannot be read in the source. Raises StorageError."""
+        that no collector takes it before something refers to it, but for what cannot be read in
+        the source. Raises StorageError."""
         while True:
             began = time.time()
-            problems: dict[str, None] = {}
+            lost = Lost({}, {})
             for some in _groups(references, _TREES):
-                self._bring(some, problems)
+                self._bring(some, lost)
             # A pass that took longer is made once more: what it stored first may be old by now.
             if self._dry_run or 0 <= time.time() - began < FRESH:
-                return list(problems)
+                return lost
 
-    def _bring(self, references: Sequence[Reference], problems: dict[str, None]) -> None:
+    def lacking(self, references: Iterable[Reference]) -> list[Reference]:
+        """Those of these trees that are not in the target with all of their packs and blobs. It
+        reads trees and the beginnings of packs there, and no blob."""
+        found: list[Reference] = []
+        for some in _groups(references, _TREES):
+            loose = list(each(self._target, self._loose, some))
+            places = self._places({hash for hashes in loose for hash in hashes or ()})
+            found += [
+                reference
+                for reference, hashes in zip(some, loose, strict=True)
+                if hashes is None or not hashes <= places.keys()
+            ]
+        return found
+
+    def _loose(self, reference: Reference) -> set[str] | None:
+        """The blobs that the target has to have outside of packs, but for those that were stored a
+        moment ago; None when it has not even the tree."""
+        try:
+            _, tree = read_manifest(self._target.objects(reference.packs), reference.tree)
+            packs = [self._target.check_pack(hash, full=False) for hash in reference.packs]
+        except (DamagedError, UnsafeTreeError):
+            return None
+        held = set().union(*(pack.places for pack in packs))
+        blobs = {hash: size for entry in tree.entries for hash, size in entry.blobs}
+        return {hash for hash in self._missing(blobs) if blob_key(hash) not in held}
+
+    def _bring(self, references: Sequence[Reference], lost: Lost) -> None:
+        problems = lost.problems
         packed = self._bring_packs({hash for r in references for hash in r.packs}, problems)
         manifests: dict[str, Content] = {}
         blobs: dict[str, int] = {}
@@ -83,6 +120,7 @@ class Objects:
         for reference, found in zip(references, read, strict=True):
             if isinstance(found, str):
                 problems[found] = None
+                lost.trees[reference.tree] = found
                 continue
             data, tree = found
             held = set().union(*(packed.get(hash, ()) for hash in reference.packs))
@@ -206,7 +244,7 @@ class Objects:
             self._pretend(contents)
         elif contents:
             sent = time.time()
-            created = self._target.put_if_absent(contents, fresh=TOUCHED)
+            created = self._backend.put_if_absent(contents, fresh=TOUCHED)
             self._recent.add((object_of(key) or key for key in contents), "", sent)
             self._add(len(created), sum(len(contents[key]) for key in created))
 
@@ -216,7 +254,7 @@ class Objects:
             with self._counting:
                 known = self._recent.find(key) is not None
                 self._recent.add([key], "", time.time())
-            if not known and self._target.stat(key) is None:
+            if not known and self._backend.stat(key) is None:
                 self._add(1, len(content))
 
     def _add(self, objects: int, size: int) -> None:
@@ -229,12 +267,12 @@ class Objects:
     def _places(self, hashes: Iterable[str]) -> dict[str, str]:
         """Under which key the target has each of these blobs that it has, in any encoding."""
         names = sorted(hashes)
-        if not self._target.remote:
+        if not self._backend.remote:
             return {hash: key for hash in names if (key := self._place(hash)) is not None}
         if (known := self._known()) is not None:
             return {hash: known[blob_key(hash)] for hash in names if blob_key(hash) in known}
         shards = [list(shard) for _, shard in groupby(names, key=lambda hash: hash[:2])]
-        found = several(partial(_scan, self._target), shards)
+        found = several(partial(_scan, self._backend), shards)
         return {hash: key for places in found for hash, key in places.items()}
 
     def _known(self) -> dict[str, str] | None:
@@ -242,7 +280,7 @@ class Objects:
         when they were too many. What has come or gone since, the writing of it finds out."""
         with self._listing:
             if not self._has_listed:
-                first = list(islice(self._target.list("blobs/"), _FEW + 1))
+                first = list(islice(self._backend.list("blobs/"), _FEW + 1))
                 if len(first) <= _FEW:
                     self._listed = {n: s.key for s in first if (n := object_of(s.key)) is not None}
                 self._has_listed = True
@@ -250,7 +288,7 @@ class Objects:
 
     def _place(self, hash: str) -> str | None:
         keys = (blob_key(hash, suffix) for suffix in SUFFIXES)
-        return next((key for key in keys if self._target.stat(key) is not None), None)
+        return next((key for key in keys if self._backend.stat(key) is not None), None)
 
 
 def _scan(backend: Backend, hashes: Sequence[str]) -> dict[str, str]:

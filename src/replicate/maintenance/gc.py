@@ -26,7 +26,7 @@ from replicate.maintenance.references import (
     stored,
     trees,
 )
-from replicate.model import Status, TreeRef
+from replicate.model import Status, TreeRef, short
 from replicate.records import decode_event
 from replicate.repository import Repository
 from replicate.tree import Tree
@@ -39,6 +39,8 @@ GRACE = 3600.0
 REMOTE_GRACE = 24 * 3600.0
 #: How long what a checkout has overwritten can be put back (seconds).
 UNDO_KEPT = 30 * 86_400.0
+#: So many experiments and checkpoints a refusal names.
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class _Marked:
     deleted: list[str] = field(default_factory=list)
     expired: list[Backup] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    #: The experiments and checkpoints that could be deleted to be rid of the problems.
+    hurt: dict[str, None] = field(default_factory=dict)
 
 
 def collect(
@@ -111,7 +115,7 @@ def collect(
     for name, stat in stored(repository, among):
         candidates[name].append(stat)
     marked = _mark(repository, candidates, start, recording)
-    _refuse_damage(repository, marked.problems)
+    _refuse_damage(repository, marked)
     usual = REMOTE_GRACE if backend.remote else GRACE
     longest = usual if grace is None else grace
     kept_for = longest if grace is not None or writers or marked.running else 0.0
@@ -153,8 +157,10 @@ def _mark(
         if not isinstance(tree, Tree):
             unreadable[reference.ref] = tree.message
     if unreadable:  # what was deleted and collected by others, while we were reading, is no damage
-        still = {reference.ref for reference in _needed(repository, _Marked(), start)}
-        marked.problems += [text for ref, text in unreadable.items() if ref in still]
+        still = [r for r in _needed(repository, _Marked(), start) if r.ref in unreadable]
+        marked.problems += [unreadable[ref] for ref in dict.fromkeys(r.ref for r in still)]
+        holders = (reference.holder for reference in still)
+        marked.hurt |= {h.checkpoint or h.experiment or "": None for h in holders if not h.checkout}
     return marked
 
 
@@ -167,6 +173,7 @@ def _needed(repository: Repository, marked: _Marked, start: float) -> Iterator[R
             marked.deleted.append(record.id)
             continue
         marked.problems += record.damage
+        marked.hurt |= dict.fromkeys([record.id] if record.damage else [])
         yield from references(record)
     for backup in backups(repository):
         if backup.stat.modified < start - UNDO_KEPT:
@@ -177,16 +184,22 @@ def _needed(repository: Repository, marked: _Marked, start: float) -> Iterator[R
             marked.problems.append(backup.problem)
 
 
-def _refuse_damage(repository: Repository, problems: list[str]) -> None:
-    if not problems:
+def _refuse_damage(repository: Repository, marked: _Marked) -> None:
+    if not (problems := marked.problems):
         return
     more = f" (and {len(problems) - 1:,} more like this)" if len(problems) > 1 else ""
     raise DamagedError(
         f"Nothing was removed from {repository.url}: what the damaged part refers to cannot be "
         f"told, and it may still be needed. {problems[0]}{more}",
-        hint="`replicate verify` names all that is damaged. Restore it from a copy, or give up "
-        "what it hurts with `replicate rm`.",
+        hint=_way_out(list(marked.hurt)),
     )
+
+
+def _way_out(hurt: list[str]) -> str:
+    """What a person can do, who has to name what is to be given up."""
+    named = " ".join(map(short, hurt[:_NAMED])) + (" …" if len(hurt) > _NAMED else "")
+    give_up = f", or give up what it hurts with `replicate rm {named}`" if hurt else ""
+    return f"`replicate verify` names all that is damaged. Restore it from a copy{give_up}."
 
 
 def _by_age(

@@ -8,7 +8,7 @@ events only grow, and nothing that is there is replaced.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import groupby
 from typing import NamedTuple
@@ -17,16 +17,17 @@ from replicate import checks
 from replicate.backends.base import Stat
 from replicate.errors import DamagedError, KeyNotFoundError
 from replicate.fold import fold
-from replicate.maintenance.copying import Objects
-from replicate.maintenance.references import references
+from replicate.maintenance.copying import Lost, Objects
+from replicate.maintenance.references import Reference, references
 from replicate.maintenance.sound import (
     FILE,
     Sound,
+    journals_without,
     segment_number,
     sound_journals,
     sound_stream,
 )
-from replicate.model import short
+from replicate.model import ExperimentRecord, short
 from replicate.records import Event, decode_experiment, unseal
 from replicate.repository import Repository
 
@@ -91,10 +92,13 @@ class Merge:
         compress: bool,
         deletions: bool = False,
         dry_run: bool = False,
+        whole: bool = False,
         count: Callable[[int], None] = lambda objects: None,
     ) -> None:
+        """With `whole`, what is missing is also looked for where the experiment is there."""
         self._source = source
         self._target = target
+        self._whole = whole
         self._deletions = deletions
         self._dry_run = dry_run
         self.objects = Objects(source, target, compress=compress, dry_run=dry_run, count=count)
@@ -125,7 +129,8 @@ class Merge:
     def _bring(self, pair: Pair) -> tuple[Outcome, list[str]]:
         there = {s.key: s for s in pair.there if _is_copied(s.key)}
         here = {s.key: s.size for s in pair.here}
-        if all(here.get(key, -1) >= stat.size for key, stat in there.items()):
+        present = all(here.get(key, -1) >= stat.size for key, stat in there.items())
+        if present and not self._whole:
             # Only what is here alone can say that it was deleted.
             others = any(FILE.fullmatch(key) and key not in there for key in here)
             gone = others and _deletes(self._target.events(pair.id))
@@ -156,14 +161,16 @@ class Merge:
         record = decode_experiment(inputs, f"{self._source.url}/{_inputs(read.id)}")
         whole = fold(record, [*read.theirs, *read.ours])
         pieces, problems = self._pieces(read)
-        outcome = Outcome.ADDED if read.is_new else Outcome.COMPLETED
-        if not read.is_new and not pieces:
-            outcome = Outcome.PRESENT
-        else:
-            known = set() if read.is_new else {r.ref for r in references(fold(record, read.ours))}
-            needed = [reference for reference in references(whole) if reference.ref not in known]
-            lost = self.objects.bring(needed)
-            problems += [f"files of experiment {short(read.id)} are lost: {why}" for why in lost]
+        wanted, mended = self._wanted(read, record, whole, news=bool(pieces))
+        lost = self.objects.bring([*wanted, *mended])
+        if read.is_new and record.tree in lost.trees:
+            return Outcome.FAILED, [_not_copied(read.id, lost.trees[record.tree])]
+        if lost.trees:
+            sound = journals_without(read.journals, lost.trees.keys())
+            pieces, problems = self._pieces(replace(read, journals=sound))
+        problems += _said(read.id, lost)
+        if mended and not (lost.problems or self._dry_run):
+            problems += self._unmended(mended)
         if not self._dry_run:
             if read.is_new:
                 self._target.announce(read.id)
@@ -171,7 +178,35 @@ class Merge:
             self._write(read, pieces)
             if whole.stop is not None and not problems:
                 self._write_heartbeat(read)
-        return outcome, problems
+        if read.is_new:
+            return Outcome.ADDED, problems
+        done = pieces or (mended and not problems)
+        return Outcome.COMPLETED if done else Outcome.PRESENT, problems
+
+    def _wanted(
+        self, read: _Read, record: ExperimentRecord, whole: ExperimentRecord, *, news: bool
+    ) -> tuple[list[Reference], list[Reference]]:
+        """What only new events refer to; and what the target should have and lacks, looked for
+        where an earlier transfer has lost something, which then wrote no heartbeat."""
+        needed = list(references(whole))
+        if read.is_new:
+            return needed, []
+        known = {reference.ref for reference in references(fold(record, read.ours))}
+        new = [r for r in needed if r.ref not in known] if news else []
+        beat = _heartbeat(read.id)
+        unfinished = whole.stop is not None and beat in read.there and beat not in read.here
+        if not self._whole and not unfinished:
+            return new, []
+        return new, self.objects.lacking(r for r in needed if r.ref in known)
+
+    def _unmended(self, mended: Sequence[Reference]) -> list[str]:
+        """What is damaged in the target, where nothing that is there is replaced."""
+        still = self.objects.lacking(mended)
+        return [
+            f"{_whose(reference)} in {self._target.url} is damaged, and was left as it is: delete "
+            "the files that `replicate verify` names there, and copy it again"
+            for reference in still
+        ]
 
     def _delete(self, read: _Read) -> tuple[Outcome, list[str]]:
         """Delete what is deleted in the source, if that is wanted."""
@@ -270,6 +305,23 @@ class Merge:
         if (_beaten(ours) or "") < (_beaten(read.beat) or ""):
             self._target.announce(read.id)
             self._target.backend.put(key, read.beat)
+
+
+def _not_copied(id: str, why: str) -> str:
+    return f"experiment {short(id)} was not copied: {why}"
+
+
+def _said(id: str, lost: Lost) -> list[str]:
+    behind = dict.fromkeys(lost.trees.values(), ": from there on it was not copied")
+    files = f"files of experiment {short(id)} are lost"
+    return [f"{files}: {why}{behind.get(why, '')}" for why in lost.problems]
+
+
+def _whose(reference: Reference) -> str:
+    held = reference.holder
+    if held.checkpoint is not None:
+        return f"checkpoint {short(held.checkpoint)}"
+    return f"the code of experiment {short(held.experiment or '')}"
 
 
 def _inputs(id: str) -> str:

@@ -7,7 +7,7 @@ line would keep the copy, too, from being cleared of garbage. It reads bytes tha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +20,9 @@ from replicate.records import Event, decode_event
 FILE = re.compile(
     r"experiments/[0-9a-f]{64}/(?P<stream>[a-z]+)/(?P<writer>[0-9a-f]{16})-(?P<number>\d{1,9})\.jsonl"
 )
+
+#: Events that have a tree.
+_REFER = ("checkpoint", "attempt")
 
 _NOBODY = ExperimentRecord(
     id="",
@@ -69,6 +72,26 @@ def sound_journals(contents: Mapping[str, bytes], url: str) -> dict[str, Sound]:
         expected[writer] = expected.get(writer, 0) + len(sound.events)
         if sound.problem is not None:
             broken.add(writer)
+    return found
+
+
+def journals_without(journals: Mapping[str, Sound], trees: Collection[str]) -> dict[str, Sound]:
+    """These journals, of each writer up to the first event that refers to one of `trees`: whoever
+    has the event and not the tree cannot tell what it refers to, and can remove nothing."""
+    found: dict[str, Sound] = {}
+    broken: set[str] = set()
+    for key in sorted(journals, key=segment_number):
+        sound, writer = journals[key], _writer(key)
+        if writer in broken:
+            continue
+        refers = [e.kind in _REFER and e.data.get("tree") in trees for e in sound.events]
+        if any(refers):
+            broken.add(writer)
+            first = refers.index(True)
+            lines = sound.data.split(b"\n")[:first]
+            data = b"".join(line + b"\n" for line in lines)
+            sound = Sound(data, sound.events[:first], sound.problem)
+        found[key] = sound
     return found
 
 

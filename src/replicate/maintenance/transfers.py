@@ -51,7 +51,8 @@ def transfer(
     progress: Progress = silent,
 ) -> Transferred:
     """Bring the experiments with these whole ids, or all, into `target`, which is made if it is
-    not there. With `deletions`, what is deleted in `source` is deleted there, too.
+    not there. With `deletions`, what is deleted in `source` is deleted there, too. Of experiments
+    that are named, files are brought as well that the target should have and has lost.
 
     Raises NotFoundError where there is no source, and StorageError when one of the two fails;
     what was brought by then is whole, and is found by the next transfer.
@@ -67,6 +68,7 @@ def transfer(
         compress=compress,
         deletions=deletions,
         dry_run=dry_run,
+        whole=ids is not None,
         count=many.count,
     )
     with ExitStack() as stack:
