@@ -50,6 +50,7 @@ LATE = {
     ("recorder.helper", "replicate.recorder.system"): "20 ms that saving does not wait for",
     ("recorder.leftovers", "replicate.recorder.recovery"): "only a run after a crash recovers",
     ("project.project", "replicate.recorder.recovery"): "the same, and `sync`",
+    ("project.project", "replicate.project.spooled"): "only who looks at a run offline reads it so",
     ("environment", "importlib.metadata"): "10 ms that only the helper has to pay",
     ("backends.files", "concurrent.futures"): "8 ms that a script which only spools need not pay",
     ("backends.credentials", "boto3"): "optional: only who uses AWS's profiles has it",

@@ -122,6 +122,17 @@ def test_an_output_found_in_the_project_by_the_next_run_is_not_its_code() -> Non
     assert [change.path for change in comparison.outputs] == ["model.pth"]
 
 
+def test_where_the_files_of_one_are_not_known_none_are_compared() -> None:
+    known = side(params={"a": 1}, code={"x": file(b"1")}, outputs={"y": file(b"2")})
+    for code, outputs in ((None, {"y": file(b"3")}), ({"x": file(b"3")}, None)):
+        unknown = Side(known.experiment, known.checkpoint, code, outputs)
+        for pair in ((known, unknown), (unknown, known)):
+            comparison = compare(*pair)
+            assert (comparison.code, comparison.outputs) == ([], [])
+            assert not comparison.has_files
+    assert compare(known, known).has_files
+
+
 def test_an_experiment_without_checkpoints_is_compared_by_what_it_has() -> None:
     right = side(params={"a": 2}, metrics={"accuracy": 1})
     left = Side(side(params={"a": 1}).experiment, None)

@@ -326,6 +326,62 @@ def test_offline_no_network_is_used_before_sync(
     assert project.open().samples(record) != []
 
 
+def test_offline_what_is_on_this_machine_can_be_looked_at(
+    project: ProjectDirectory, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        project.run(
+            f"""
+            import sys, replicate
+            experiment = replicate.init(params={{"a": {number}}})
+            print("hello {number}", flush=True)
+            print("no end", end="")
+            print("oh", file=sys.stderr)
+            experiment.log({{"x": 0.5}})
+            experiment.checkpoint(metrics={{"loss": 1}})
+            """,
+            **OFFLINE,
+        )
+    project.wait_for_helpers()
+    gate.mute()
+    monkeypatch.setenv("REPLICATE_MODE", "offline")
+    one, other = (e["id"] for e in json.loads(project.cli("ls", "--json").stdout))
+    assert project.cli("logs", one).stdout.startswith("hello 1\n")
+    assert "no end" in project.cli("logs", one, "-f").stdout
+    assert "oh\n" in project.cli("logs", one, "--stderr").stdout
+    shown = project.cli("show", one)
+    assert "x " in shown.stdout and "REPLICATE_MODE" not in shown.stderr
+    assert json.loads(project.cli("show", one, "--system", "--json").stdout)["samples"] >= 1
+    compared = project.cli("diff", one, other)
+    assert compared.stdout.count("a:") == 1 and "files are not compared" in compared.stderr
+    assert json.loads(project.cli("diff", one, other, "--json").stdout)["files_compared"] is False
+    assert "REPLICATE_MODE is offline" in project.cli("show", "abc", expect=2).stderr
+    assert "REPLICATE_MODE is offline" in project.cli("verify", expect=1).stderr
+    assert not gate.unanswered.acquire(blocking=False)
+    gate.open()
+    project.cli("sync")
+    monkeypatch.setenv("REPLICATE_MODE", "online")
+    assert "hello 1\n" in project.cli("logs", one).stdout
+    assert len(json.loads(project.cli("show", one, "--json").stdout)["metrics"]) == 2
+
+
+def test_offline_a_run_that_is_saved_in_part_says_that_there_is_more(
+    project: ProjectDirectory, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(project)
+    training.tell("checkpoint 0")
+    training.tell("wait")
+    gate.shut()
+    training.tell("checkpoint 1")
+    training.end()
+    kill_helpers(project)
+    monkeypatch.setenv("REPLICATE_MODE", "offline")
+    id = str(listed(project)["id"])
+    for command in (["show", id], ["show", id, "--system"], ["logs", id]):
+        assert "what is saved already is not shown" in project.cli(*command).stderr
+    assert "files are not compared" in project.cli("diff", id, id).stderr
+
+
 def test_offline_a_run_that_was_killed_is_known_to_be(
     project: ProjectDirectory, gate: Gate
 ) -> None:

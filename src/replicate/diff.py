@@ -63,20 +63,27 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two things compared: `code` is the experiment's files, `outputs` the checkpoint's.
+    """One of the two things compared: `code` is the experiment's files, `outputs` the checkpoint's,
+    None where they cannot be told.
 
     An experiment that has no checkpoint yet is compared by what it has.
     """
 
     experiment: ExperimentRecord
     checkpoint: CheckpointRecord | None
-    code: Mapping[str, FileSide] = field(default_factory=dict)
-    outputs: Mapping[str, FileSide] = field(default_factory=dict)
+    code: Mapping[str, FileSide] | None = field(default_factory=dict)
+    outputs: Mapping[str, FileSide] | None = field(default_factory=dict)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether its files are known."""
+        return self.code is not None and self.outputs is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All that differs between two sides, and nothing that does not."""
+    """All that differs between two sides, and nothing that does not. Where the files of one are
+    not known, no file is compared."""
 
     left: Side
     right: Side
@@ -85,6 +92,11 @@ class Comparison:
     packages: list[Change]
     outputs: list[FileChange]
     code: list[FileChange]
+
+    @property
+    def has_files(self) -> bool:
+        """Whether files were compared."""
+        return self.left.has_files and self.right.has_files
 
     @property
     def identical(self) -> bool:
@@ -98,9 +110,13 @@ def compare(left: Side, right: Side) -> Comparison:
     The primary metric comes before the others, packages come by name, all else in its own order.
     A checkpoint's output is no code, even where an experiment found it from an earlier run.
     """
-    outputs = left.outputs.keys() | right.outputs.keys()
-    code = [{p: f for p, f in s.code.items() if p not in outputs} for s in (left, right)]
-    metrics = [flatten(s.checkpoint.metrics) if s.checkpoint else {} for s in (left, right)]
+    sides = (left, right)
+    known = all(s.has_files for s in sides)
+    outputs = [s.outputs or {} if known else {} for s in sides]
+    either = outputs[0].keys() | outputs[1].keys()
+    all_code = [s.code or {} if known else {} for s in sides]
+    code = [{p: f for p, f in files.items() if p not in either} for files in all_code]
+    metrics = [flatten(s.checkpoint.metrics) if s.checkpoint else {} for s in sides]
     primary = left.experiment.primary_metric
     return Comparison(
         left=left,
@@ -114,7 +130,7 @@ def compare(left: Side, right: Side) -> Comparison:
             compare_values(left.experiment.packages, right.experiment.packages),
             key=lambda change: change.name.lower(),
         ),
-        outputs=compare_files(left.outputs, right.outputs),
+        outputs=compare_files(*outputs),
         code=compare_files(*code),
     )
 

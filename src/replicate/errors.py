@@ -49,6 +49,10 @@ class StorageError(ReplicateError):
     """The backend could not read or write: full disk, permission, network. Try again later."""
 
 
+class OfflineError(StorageError):
+    """Only the network could tell, and it is not to be used: unset `REPLICATE_MODE`."""
+
+
 class RefusedError(StorageError):
     """The storage has answered, and does not let us: no such bucket, no right, wrong credentials.
     Trying again does not help before somebody has corrected that."""

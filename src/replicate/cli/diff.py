@@ -45,13 +45,20 @@ def diff(output: Output, project: Project, left: str, right: str, as_json: bool)
         if note:
             output.note(note)
     comparison = project.compare(*picked)
+    for side in (comparison.left, comparison.right):
+        if not side.has_files:
+            output.note(
+                f"{short(side.experiment.id)}: its files are not compared, as they are not all "
+                "saved yet, or not on this machine"
+            )
     if as_json:
         output.json(comparison_json(comparison))
         return
     output.data(side_by_side(comparison, output.width, output.paint, output.ellipsis))
     output.data(code_lines(comparison, output.paint, terminal=output.terminal))
     if comparison.identical:
-        output.data(["", "(no difference)"])
+        but = "" if comparison.has_files else ", files aside"
+        output.data(["", f"(no difference{but})"])
 
 
 def side_by_side(

@@ -87,6 +87,8 @@ def logs(
         output.note(f"Nothing was kept of stderr by itself: `{whole}` shows all that was kept")
     elif log.is_empty:
         output.note("Nothing that it has printed was kept")
+    if project.is_known_in_part(experiment):
+        output.note(text.unseen_note(experiment.id))
     if log.is_cut_off:
         output.note("It has printed more than is kept")
     output.warn(log.damage)
@@ -125,7 +127,7 @@ def _follow(project: Project, experiment: ExperimentRecord, log: _Log) -> Iterat
     while goes_on:
         time.sleep(_LOOK)
         # Before the last look: what it has printed is saved before how it has ended.
-        goes_on = project.repository.experiment(experiment.id).status is Status.RUNNING
+        goes_on = project.current(experiment).status is Status.RUNNING
         yield log.read()
     yield log.rest()
 

@@ -153,6 +153,7 @@ def comparison_json(comparison: Comparison) -> JsonObject:
         "params": _changes_json(comparison.params),
         "metrics": _changes_json(comparison.metrics),
         "packages": _changes_json(comparison.packages),
+        "files_compared": comparison.has_files,
         "files": [_file_change_json(change) for change in comparison.outputs],
         "code": [
             {**_file_change_json(change), "diff": "\n".join(unified(change)) + "\n"}

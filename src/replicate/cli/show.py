@@ -74,6 +74,8 @@ def show(
             output.json(checkpoint_with_experiment_json(experiment, checkpoint))
         else:
             output.data(checkpoint_lines(experiment, checkpoint, output.paint))
+    if project.is_known_in_part(experiment):
+        output.note(text.unseen_note(experiment.id))
     output.warn(experiment.damage)
 
 

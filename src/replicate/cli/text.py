@@ -25,6 +25,7 @@ __all__ = [
     "size",
     "status",
     "step",
+    "unseen_note",
     "value",
     "values_apart",
 ]
@@ -63,6 +64,13 @@ def checkpoint_name(checkpoint: CheckpointRecord) -> str:
     """A checkpoint as people know it: 8ee945b (step 99)."""
     named = short(checkpoint.id)
     return named if checkpoint.step is None else f"{named} (step {step(checkpoint.step)})"
+
+
+def unseen_note(experiment_id: str) -> str:
+    """That there may be more of an experiment than is shown."""
+    return (
+        f"{short(experiment_id)}: what is saved already is not shown, as REPLICATE_MODE is offline"
+    )
 
 
 def picked_note(

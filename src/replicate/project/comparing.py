@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from replicate.diff import FileSide, Side
-from replicate.model import TreeRef
+from replicate.errors import OfflineError
+from replicate.model import CheckpointRecord, ExperimentRecord
 from replicate.project.lookup import Picked
 from replicate.repository import Repository
 from replicate.tree import reader
@@ -15,16 +16,25 @@ def side(repository: Repository, picked: Picked) -> Side:
     return Side(
         picked.experiment,
         checkpoint,
-        code=_files(repository, picked.experiment.tree_ref),
-        outputs=_files(repository, checkpoint.tree_ref if checkpoint else None),
+        code=_files(repository, picked.experiment),
+        outputs=_files(repository, checkpoint) if checkpoint else {},
     )
 
 
-def _files(repository: Repository, ref: TreeRef | None) -> dict[str, FileSide]:
+def _files(
+    repository: Repository, of: ExperimentRecord | CheckpointRecord
+) -> dict[str, FileSide] | None:
+    """The files that were saved; None where that cannot be told, as they are not saved yet, or the
+    repository may not be asked."""
+    ref = of.tree_ref
     if ref is None:
-        return {}
+        return {} if of.saved or of.path is None else None
     backend = repository.objects(ref.packs)
+    try:
+        files = repository.tree(*ref).files
+    except OfflineError:
+        return None
     return {
         path: FileSide(entry.hash, entry.size, entry.mode, reader(backend, entry))
-        for path, entry in repository.tree(*ref).files.items()
+        for path, entry in files.items()
     }

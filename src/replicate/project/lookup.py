@@ -107,9 +107,11 @@ class Lookup:
                 hint=f"`replicate ls` lists those in {self._repository.url}",
             )
         if not matches:
+            listed = f"`replicate ls` lists those in {self._repository.url}"
+            waits = "`replicate ls` lists those on this machine: REPLICATE_MODE is offline"
             raise NotFoundError(
                 f"No experiment or checkpoint has an id that starts with {prefix!r}",
-                hint=f"`replicate ls` lists those in {self._repository.url}",
+                hint=listed if self.online else waits,
             )
         raise AmbiguousIdError(
             f"{prefix!r} matches {len(matches)} ids; give more of its digits",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from replicate import config, maintenance, process
 from replicate.backends.cached import cached, uncached
 from replicate.backends.location import open_backend
+from replicate.backends.offline import offline, online
 from replicate.diff import Comparison, compare
 from replicate.errors import NotFoundError, UsageError
 from replicate.index import Match, unseen
@@ -38,7 +39,7 @@ from replicate.recorder.client import live_recorders
 from replicate.recorder.console import Console
 from replicate.repository import Repository
 from replicate.spool import Spool, all_spools, known_repositories, spool_root, spools_for
-from replicate.streams import OutputReader, samples
+from replicate.streams import OutputReader, StreamReader, history, samples
 
 if TYPE_CHECKING:
     from replicate.maintenance import (
@@ -88,6 +89,8 @@ class Project:
         self.directory = self.config.directory
         backend = open_backend(self.config.repository, relative_to=self.directory)
         spools = spool_root(backend, self.config.spool)
+        if self.config.mode == "offline":
+            backend = offline(backend)
         backend = cached(backend, self.config.cache, self.config.cache_size)
         self.repository = Repository(backend, spools)
         self._lookup = Lookup(self.repository, self.config, progress)
@@ -236,21 +239,40 @@ class Project:
         return pick(self.resolve(prefix), with_files=with_files)
 
     def logged(self, experiment: ExperimentRecord) -> list[Point]:
-        """Every point of an experiment that has logged any; see `Repository.history`. None where
-        the network is not to be used."""
-        if not self._lookup.online:
-            return []
-        points = self.repository.history(experiment)
+        """Every point of an experiment that has logged any: what was logged, and the metrics of
+        its checkpoints, without what a later attempt has superseded, in the order of time."""
+        points = history(self._stream(experiment, "log").read(), experiment)
         with_metrics = sum(bool(c.metrics) for c in experiment.current)
         return points if len(points) > with_metrics else []
 
     def samples(self, experiment: ExperimentRecord) -> list[Point]:
         """How the machine did while the experiment ran, in the order of time."""
-        return samples(self.repository.stream(experiment.id, "system").read())
+        return samples(self._stream(experiment, "system").read())
 
     def output(self, experiment: ExperimentRecord) -> OutputReader:
         """A reader of what the experiment has printed."""
-        return OutputReader(self.repository.stream(experiment.id, "console"))
+        return OutputReader(self._stream(experiment, "console"))
+
+    def _stream(self, experiment: ExperimentRecord, name: str) -> StreamReader:
+        """A stream of events: of what is on this machine alone, where nothing else may be asked."""
+        if self._lookup.online:
+            return self.repository.stream(experiment.id, name)
+        # Only who looks at a run offline reads it so.
+        from replicate.project.spooled import SpooledReader
+
+        assert self.repository.spools is not None  # or nothing of it would be known
+        return SpooledReader(Spool(self.repository.spools / experiment.id), name)
+
+    def current(self, experiment: ExperimentRecord) -> ExperimentRecord:
+        """The experiment as it is now, as far as the repository may be asked."""
+        return waiting.current(self.repository, experiment.id, online=self._lookup.online)
+
+    def is_known_in_part(self, experiment: ExperimentRecord) -> bool:
+        """Whether the repository may have more of it than can be told, as it may not be asked."""
+        if self._lookup.online:
+            return False
+        here = waiting.pending_of(self.repository, experiment.id)
+        return here is None or here.inputs is None
 
     def sync(self, progress: Callable[[int, int], None] | None = None) -> Iterator[Outcome]:
         """Bring into the repository what runs have left on this machine: those that were cut off,
@@ -265,8 +287,9 @@ class Project:
         # A training script does not come here, and need not import the committer.
         from replicate.recorder.recovery import recover
 
-        self.repository.create()
-        yield from recover(self.repository, progress or (lambda done, total: None))
+        there = _reached(self.repository)
+        there.create()
+        yield from recover(there, progress or (lambda done, total: None))
 
     def others_with_spools(self) -> list[str]:
         """The other repositories for which runs may wait on this machine."""
@@ -456,3 +479,8 @@ class Project:
 def _as_stored(repository: Repository) -> Repository:
     """The repository without what this machine keeps of it."""
     return Repository(uncached(repository.backend), repository.spools)
+
+
+def _reached(repository: Repository) -> Repository:
+    """The same, asked also where REPLICATE_MODE is offline: whoever saves wants the network."""
+    return Repository(online(uncached(repository.backend)), repository.spools)

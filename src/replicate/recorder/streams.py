@@ -102,6 +102,12 @@ class Streams:
         if not self._resumed:
             self._resume()
             self._resumed = True
+        self.copy(final=final)
+        self._segments.remove_passed()
+
+    def copy(self, *, final: bool = False) -> None:
+        """As `commit`, and all of it stays in the spool. Nothing that is in the repository already
+        may come before it: see `begin`."""
         found = self._segments.look()
         for segment in found:
             if segment.kind == POINTS:
@@ -111,7 +117,6 @@ class Streams:
         more = True
         while more:
             more = self._commit_output([s for s in found if s.kind in KINDS], final)
-        self._segments.remove_passed()
 
     def _append(self, stream: str, events: Sequence[Event]) -> None:
         if stream not in self._writers:
