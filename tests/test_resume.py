@@ -253,6 +253,33 @@ def test_from_step_without_a_run_to_resume_is_refused(project: ProjectDirectory)
         replicate.init(path=None, from_step=3)
 
 
+@pytest.mark.parametrize("step, pass_this", [(77, 25), (14.5, 10), (1, 5), (float("nan"), 5)])
+def test_a_step_that_has_no_checkpoint_is_refused_and_the_nearest_are_named(
+    project: ProjectDirectory, step: float, pass_this: int
+) -> None:
+    with replicate.init(path=None) as first:
+        for made in range(5, 30, 5):
+            first.checkpoint(step=made, metrics={"loss": 1.0})
+    with pytest.raises(UsageError, match=f"no checkpoint of step {step}") as refused:
+        replicate.init(path=None, resume=first, from_step=step)
+    assert f"pass from_step={pass_this}." in (refused.value.hint or "")
+    assert str(pass_this) in refused.value.message.partition("nearest")[2]
+    assert project.record().attempts == () and project.spools() == []
+    with replicate.init(path=None, resume=first, from_step=pass_this) as second:
+        assert second.resumed_from is not None and second.resumed_from.step == pass_this
+
+
+def test_a_run_that_keeps_its_state_elsewhere_goes_on_after_a_step(
+    project: ProjectDirectory,
+) -> None:
+    with replicate.init(path=None) as first:
+        for step in range(4):
+            first.log({"loss": step}, step=step)
+    with replicate.init(path=None, resume=first, from_step=1) as second:
+        assert second.resumed_from is None
+    assert [p.step for p in second.history("loss")] == [0, 1]
+
+
 def test_keep_counts_no_superseded_checkpoint(project: ProjectDirectory) -> None:
     project.write("f", "weights")
     with replicate.init(path=None) as first:

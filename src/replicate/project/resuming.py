@@ -25,6 +25,8 @@ from replicate.spool import Spool, all_spools
 LATEST = "latest"
 #: How long a helper process is given to save what a run that has ended has left (seconds).
 _PATIENCE = 10.0
+#: So many steps before and after the one that is wanted are named where that has no checkpoint.
+_NEAREST = 3
 
 Report = Callable[[str], None]
 
@@ -126,11 +128,32 @@ def _plan(
         with_files = [c for c in experiment.current if c.tree is not None]
         checkpoint = with_files[-1] if with_files else experiment.latest()
     elif checkpoint is None:
-        there = [c for c in experiment.current if c.step == from_step]
-        checkpoint = max(there, key=lambda c: c.tree is not None, default=None)
+        checkpoint = _at_step(experiment, from_step)
     if from_step is None and checkpoint is not None:
         from_step = checkpoint.step
     return Resumption(experiment, checkpoint, from_step)
+
+
+def _at_step(experiment: ExperimentRecord, step: float | None) -> CheckpointRecord | None:
+    """The checkpoint of that step, where there are several one with files. None when the run has no
+    checkpoint at all: its script keeps the state elsewhere. Raises UsageError when it has others
+    only, since the script would begin again from nothing while the record says that it goes on."""
+    made = [c for c in experiment.current if c.step is not None]
+    there = [c for c in made if c.step == step]
+    if there or not made:
+        return max(there, key=lambda c: c.tree is not None, default=None)
+    steps = sorted({c.step for c in made if c.step is not None})
+    before = [s for s in steps if step is not None and s <= step]
+    if before:
+        hint = f"The last one before it is of step {before[-1]}: pass from_step={before[-1]}."
+    else:
+        hint = f"The first one is of step {steps[0]}: pass from_step={steps[0]}."
+    near = steps[max(0, len(before) - _NEAREST) : len(before) + _NEAREST]
+    raise UsageError(
+        f"Experiment {short(experiment.id)} has no checkpoint of step {step}; the nearest steps "
+        f"with one are {', '.join(map(str, near))}",
+        hint=hint,
+    )
 
 
 def _is_gone(repository: Repository, id: str, report: Report) -> bool:
