@@ -22,6 +22,7 @@ from fault_proxy import s3_proxy as s3_proxy
 from replicate.model import ExperimentRecord, Status, Stop
 from replicate.project import Project
 from replicate.recorder.client import live_recorders
+from replicate.recorder.guard import NAME
 from replicate.records import now
 from servers import azurite as azurite
 from servers import gcs as gcs
@@ -141,16 +142,23 @@ class ProjectDirectory:
 
     def helpers(self) -> list[int]:
         """The process ids of the helpers that record into this project."""
-        found = []
+        return [pid for pid, name in self._recording() if name != NAME]
+
+    def guards(self) -> list[int]:
+        """Those of the processes that hold leases for these helpers, or for one that has ended."""
+        return [pid for pid, name in self._recording() if name == NAME]
+
+    def _recording(self) -> Iterator[tuple[int, str]]:
+        """The helpers and their guards, each with its name."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
                     command = (entry / "cmdline").read_bytes()
+                    name = (entry / "comm").read_text().strip()
                 except OSError:
                     continue
                 if b"replicate.recorder.helper" in command and f'"{self.path}'.encode() in command:
-                    found.append(int(entry.name))
-        return found
+                    yield int(entry.name), name
 
     def files_of(self, id: str, target: Path) -> dict[str, bytes]:
         """What a checkout of `id` into the new directory `target` writes."""
@@ -171,9 +179,9 @@ class ProjectDirectory:
                     with suppress(BrokenPipeError):
                         pipe.close()
         if sys.platform == "linux":
-            for helper in self.helpers():
+            for process_id in [*self.helpers(), *self.guards()]:
                 with suppress(ProcessLookupError):
-                    os.kill(helper, signal.SIGKILL)
+                    os.kill(process_id, signal.SIGKILL)
 
 
 def content_of(directory: Path) -> dict[str, bytes]:

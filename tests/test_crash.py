@@ -134,56 +134,166 @@ def test_after_a_kill_of_the_helper_the_run_goes_on_and_is_saved_whole(
             assert_whole_or_said(project, killed, record, checkpoint)
 
 
+LARGE, SMALL = 9_000_000, 300_000  # what a guard holds, and what it copies at once
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"new " * 100_001)
+
+
+def overwrite_in_place(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"new")
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 10)
+
+
+def replace(path: Path) -> None:
+    path.with_name("new").write_bytes(b"new " * 100_000)
+    path.with_name("new").replace(path)
+
+
+CHANGES = (overwrite, overwrite_in_place, truncate, replace, Path.unlink)
+
+
+class Taken:
+    """A run whose checkpoint() has returned while its helper was stopped, so that nothing of it is
+    in the repository, and whose files somebody changes then, each in another way."""
+
+    def __init__(self, project: ProjectDirectory) -> None:
+        self.project = project
+        self.files = {
+            f"{size} {change.__name__}": (change, bytes([number]) * size)
+            for size in (LARGE, SMALL)
+            for number, change in enumerate(CHANGES)
+        }
+        project.write("names", "\n".join(self.files))
+        self.process = project.start(
+            """
+            import os, sys, replicate
+            experiment = replicate.init(path=None)
+            experiment.wait()
+            print("ready", flush=True)
+            sys.stdin.readline()
+            names = open("names").read().splitlines()
+            experiment.checkpoint(names, step=1)
+            print("taken", flush=True)
+            sys.stdin.readline()
+            experiment.wait()
+            print("descriptors", sum(os.path.basename(os.readlink(f"/proc/self/fd/{number}"))
+                in names for number in range(100) if os.path.lexists(f"/proc/self/fd/{number}")))
+            """
+        )
+        for name, (_, content) in self.files.items():
+            project.write(name, content)
+        self.read_line("ready\n")
+        (self.helper,) = project.helpers()
+        (self.guard,) = project.guards()
+        os.kill(self.helper, signal.SIGSTOP)
+        self.go_on()
+        self.read_line("taken\n")
+
+    def read_line(self, line: str) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == line
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go on\n")
+        self.process.stdin.flush()
+
+    def kill(self, *victims: int) -> None:
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+
+    def change(self) -> None:
+        for name, (change, _) in self.files.items():
+            change(self.project.path / name)
+
+    def end(self) -> ExperimentRecord:
+        """Let it come to its end; what is recorded then."""
+        said = self.process.communicate("go on\n")
+        assert said[0] == "descriptors 0\n"
+        record = self.project.record()
+        assert record.status is Status.FINISHED
+        return record
+
+    def recover(self) -> ExperimentRecord:
+        """What is recorded once all processes are gone, and another run finishes what was left."""
+        self.process.communicate()
+        self.project.wait_for_helpers()
+        list(recover(self.project.open().repository))
+        assert self.project.spools() == []
+        return self.project.record()
+
+    def lost(self, record: ExperimentRecord) -> set[str]:
+        """The files that are not saved; each is said to be lost, and all others are whole."""
+        (checkpoint,) = record.checkpoints
+        found = saved_files(self.project, checkpoint)
+        assert found == {name: self.files[name][1] for name in found}
+        lost = set(self.files) - set(found)
+        checked = self.project.cli("verify").stdout
+        for name in lost:
+            assert any(f"{name} could not be saved" in problem for problem in record.problems)
+            assert f"{name} could not be saved" in checked
+        assert len(record.problems) == len(lost)
+        return lost
+
+
 @linux
-@pytest.mark.parametrize("what_then", ["replaced", "deleted", "overwritten"])
-def test_a_file_that_a_killed_helper_had_not_copied_is_saved_as_it_was_or_called_lost(
-    project: ProjectDirectory, what_then: str
+def test_while_the_helper_is_stopped_its_files_may_be_changed(project: ProjectDirectory) -> None:
+    run = Taken(project)
+    run.change()
+    os.kill(run.helper, signal.SIGCONT)
+    assert run.lost(run.end()) == set()
+
+
+@linux
+def test_a_helper_that_is_killed_loses_nothing(project: ProjectDirectory) -> None:
+    run = Taken(project)
+    run.kill(run.helper)
+    run.change()
+    assert run.lost(run.end()) == set()
+
+
+@linux
+def test_when_script_and_helper_are_killed_nothing_is_lost(project: ProjectDirectory) -> None:
+    run = Taken(project)
+    run.kill(run.process.pid, run.helper)
+    run.change()
+    assert run.lost(run.recover()) == set()
+
+
+@linux
+def test_when_the_guard_is_killed_too_what_is_overwritten_may_be_lost_and_is_never_torn(
+    project: ProjectDirectory,
 ) -> None:
-    process = project.start(
-        """
-        import os, sys, replicate
-        experiment = replicate.init(path=None)
-        experiment.wait()
-        open("large", "wb").write(b"old " * 100_000)
-        print("ready", flush=True)
-        sys.stdin.readline()
-        experiment.checkpoint("large", step=1)
-        if sys.argv[1] == "replaced":
-            open("new", "wb").write(b"new " * 100_000)
-            os.replace("new", "large")
-        elif sys.argv[1] == "deleted":
-            os.unlink("large")
-        print("taken", flush=True)
-        sys.stdin.readline()
-        if sys.argv[1] == "overwritten":
-            open("large", "wb").write(b"new " * 100_001)
-        experiment.wait()
-        print("descriptors", sum("large" in os.readlink(f.path) for f in os.scandir(FDS)
-            if os.path.lexists(f.path)), flush=True)
-    """.replace("FDS", '"/proc/self/fd"'),
-        what_then,
-    )
-    assert process.stdout is not None and process.stdin is not None
-    assert process.stdout.readline() == "ready\n"
-    (helper,) = project.helpers()
-    os.kill(helper, signal.SIGSTOP)  # so that it has copied nothing yet
-    process.stdin.write("go on\n")
-    process.stdin.flush()
-    assert process.stdout.readline() == "taken\n"
-    os.kill(helper, signal.SIGKILL)
-    said = process.communicate("go on\n")
-    assert said[0] == "descriptors 0\n"
-    record = project.record()
-    assert record.status is Status.FINISHED
-    (checkpoint,) = record.checkpoints
-    if what_then == "overwritten":
-        assert "large could not be saved" in " ".join(record.problems)
-        checked = project.cli("verify").stdout
-        assert f"experiment {record.id[:7]} was not recorded whole: large could not be" in checked
-        assert saved_files(project, checkpoint) == {}
-    else:
-        assert saved_files(project, checkpoint) == {"large": b"old " * 100_000}
-        assert record.problems == ()
+    run = Taken(project)
+    run.kill(run.guard, run.helper)
+    run.change()
+    lost = run.lost(run.end())
+    assert lost <= {name for name, (change, _) in run.files.items() if change in CHANGES[:3]}
+
+
+@linux
+def test_when_all_are_killed_what_has_not_changed_is_saved(project: ProjectDirectory) -> None:
+    run = Taken(project)
+    run.kill(run.guard, run.process.pid, run.helper)
+    changed, kept = list(run.files)[:2], list(run.files)[2:5]
+    for name in changed:
+        run.files[name][0](project.path / name)
+    assert run.lost(run.recover()).isdisjoint(kept)
+
+
+@linux
+def test_a_guard_that_is_killed_is_replaced_with_its_helper(project: ProjectDirectory) -> None:
+    run = Taken(project)
+    run.kill(run.guard)
+    os.kill(run.helper, signal.SIGCONT)
+    lost = run.lost(run.end())
+    assert lost == set()
 
 
 @linux
@@ -214,8 +324,8 @@ def assert_whole_or_said(
     record: ExperimentRecord,
     checkpoint: CheckpointRecord,
 ) -> None:
-    """Its files are what they were. A large one that the helper was still copying when it was
-    killed, and that the script has overwritten since, may be missing: then a problem says so."""
+    """Its files are what they were. A large one that was given to a helper which was killed before
+    its guard had begun, and that was overwritten since, may be missing: then a problem says so."""
     expected = expected_files(killed.run, int(checkpoint.step or 0))
     found = saved_files(project, checkpoint)
     if f"{killed.run}/large" not in found:

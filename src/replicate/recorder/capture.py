@@ -1,8 +1,9 @@
 """A stable view of a file: what it held when the trainer asked, whatever is written to it next.
 
-`take` runs in the trainer and returns as soon as that is certain; `finish` runs in the helper
-process and makes the copy that `take` may have left to do. This module knows the ways to such a
-view and which of them a mount allows; it must not know checkpoints, messages or the repository.
+`take` runs in the trainer and returns as soon as that is certain; `finish` runs in the process that
+was given the lease, and makes the copy that `take` may have left to do. This module knows the ways
+to such a view and which of them a mount allows; it must not know checkpoints, messages or the
+repository.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class FileState(NamedTuple):
 class Capture:
     """How `take` made a view of a file, and of which state of it.
 
-    With the method "lease" nothing is copied yet, and `fd` holds the lease. Send it to the helper
-    process, which calls `finish`, and close it here at once (`with` does): until then a write to
-    the file by this process would wait for this process.
+    With the method "lease" nothing is copied yet, and `fd` holds the lease. Send it to the guard,
+    which calls `finish`, and close it here at once (`with` does): until then a write to the file by
+    this process would wait for this process.
     """
 
     method: Method
@@ -72,7 +73,7 @@ class Capture:
 def take(source: Path, spooled: Path, *, lease: bool = True) -> Capture:
     """Later writes to `source` do not change what `spooled` holds, now or after `finish`.
 
-    Tries a read lease, which only delays whoever writes `source` before the helper has its copy;
+    Tries a read lease, which only delays whoever writes `source` before it is saved or copied;
     then a clone; then copies. The lease comes first because a clone of a file just written waits
     for the disk. `lease=False` is for when no helper can take it: then `spooled` is complete on
     return. Raises TornCaptureError when another process writes to the file meanwhile, and
@@ -101,7 +102,9 @@ def finish(fd: int, spooled: Path, expected: FileState) -> None:
         try:
             with _whole(spooled) as partial:
                 filesystem.copy(fd, partial, expected.size)
-                _require(fd, expected, spooled)
+                # One that was only touched has kept its lease all along, which says enough.
+                if _state(os.fstat(fd)) != expected and not filesystem.release_lease(fd):
+                    raise _torn(spooled)
         finally:
             try:
                 filesystem.release_lease(fd)
@@ -152,10 +155,14 @@ def _state(found: os.stat_result) -> FileState:
 
 def _require(fd: int, expected: FileState, file: Path) -> None:
     if _state(os.fstat(fd)) != expected:
-        raise TornCaptureError(
-            f"{file} was written to while it was being copied",
-            hint="Call checkpoint() when the file is complete, and nothing writes to it.",
-        )
+        raise _torn(file)
+
+
+def _torn(file: Path) -> TornCaptureError:
+    return TornCaptureError(
+        f"{file} was written to while it was being copied",
+        hint="Call checkpoint() when the file is complete, and nothing writes to it.",
+    )
 
 
 @contextmanager

@@ -398,7 +398,13 @@ class Recorder:
                 self._restarts,
                 self._spool,
                 self._lock_descriptor,
-                {**self._settings, "console": console, "held": held},
+                {
+                    **self._settings,
+                    "console": console,
+                    "held": held,
+                    # What the helper saves soon need not be copied before.
+                    "hold": self._online and not self._repository.backend.remote,
+                },
                 (*(self._console.descriptors if self._console else ()), *(h["fd"] for h in held)),
             )
         except (OSError, ValueError) as error:

@@ -24,15 +24,13 @@ from replicate.config import Keep
 from replicate.errors import (
     DamagedError,
     KeyNotFoundError,
-    StorageError,
     UnsafeTreeError,
     UsageError,
 )
 from replicate.journal import JournalWriter
 from replicate.model import Status, Value
-from replicate.readers import opened
-from replicate.recorder import capture
 from replicate.recorder.capture import TornCaptureError
+from replicate.recorder.held import Held
 from replicate.recorder.retention import Retention
 from replicate.recorder.streams import Streams
 from replicate.records import (
@@ -56,13 +54,7 @@ _SUMMARY_INTERVAL = 10.0
 _JOBS = 256
 _BYTES = 256 << 20
 
-#: Waits until the helper with this number has copied a leased file to this path, or has failed to.
-AwaitCopy = Callable[[int, Path], None]
 Event = tuple[str, datetime, Mapping[str, Value]]
-
-
-def _nobody_copies(helper: int, path: Path) -> None:
-    """Where no helper is running, there is nothing to wait for."""
 
 
 @dataclass(slots=True)
@@ -98,15 +90,16 @@ class Committer:
         *,
         compress: bool = False,
         keep: Keep | None = None,
-        await_copy: AwaitCopy = _nobody_copies,
+        held: Held | None = None,
         progress: Callable[[], None] = lambda: None,
         tails: Sequence[Mapping[str, Any]] = (),
         redact: Redact = redact_text,
         alive: bool = True,
     ) -> None:
-        """`alive` says that the run goes on, or its helper does, which is what heartbeats tell."""
+        """`held` are the files that a guard holds; without it each is a copy. `alive` says that
+        the run goes on, or its helper does, which is what heartbeats tell."""
         self._repository = repository
-        self._await_copy = await_copy
+        self._held = held or Held(spool)
         self._progress = progress
         self._redact = redact
         self._spool = spool
@@ -259,6 +252,7 @@ class Committer:
         self._write(drafts, batch)
         for name in done:
             self._spool.remove(name)
+            self._held.forget(name)
         return [p for draft in drafts for p in draft.problems]
 
     def _draft(self, name: str, batch: Batch, stack: ExitStack) -> _Draft:
@@ -287,23 +281,13 @@ class Committer:
             if "at" in file:
                 view = job.data[file["at"] : file["at"] + file["size"]]
             else:
-                path = self._spool.beside(job.name, file["beside"])
                 try:
-                    self._complete(job, file, path)
+                    with self._held.open(job.name, file, self._progress) as reader:
+                        yield Source(file["path"], "file", file["mode"], reader=reader)
                 except TornCaptureError as error:
                     problems.append(f"{file['path']} could not be saved: {error}")
-                    continue
-                with opened(path, self._progress) as reader:
-                    yield Source(file["path"], "file", file["mode"], reader=reader)
                 continue
             yield Source(file["path"], "file", file["mode"], view)
-
-    def _complete(self, job: Job, file: Mapping[str, Any], path: Path) -> None:
-        """See to it that the copy of a large file is there."""
-        if not path.exists() and "helper" in file:
-            self._await_copy(file["helper"], path)
-        if not path.exists():
-            _complete_from_source(file, path)
 
     def _write(self, drafts: list[_Draft], batch: Batch) -> None:
         events: list[Event] = []
@@ -384,24 +368,3 @@ def _surroundings(draft: _Draft, directory: Path | None) -> dict[str, Any]:
 
 def _only(kind: str, outcome: Mapping[str, Value]) -> Mapping[str, Value]:
     return outcome if kind == "checkpoint" else {}
-
-
-def _complete_from_source(file: Mapping[str, Any], path: Path) -> None:
-    """Copy a file whose lease was lost with its holder, if it still is what it was.
-
-    Raises TornCaptureError when it is not.
-    """
-    source = Path(file["source"])
-    state = capture.FileState(*file["state"])
-    try:
-        with capture.take(source, path, lease=False) as taken:
-            if taken.state == state:
-                return
-    except StorageError as error:
-        if source.exists():
-            raise
-        raise TornCaptureError("it was removed before it was copied") from error
-    path.unlink()
-    raise TornCaptureError(
-        "it was changed before it was copied, and the process that held it still has ended"
-    )

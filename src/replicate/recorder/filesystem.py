@@ -103,11 +103,26 @@ def take_lease(fd: int) -> None:
         raise OSError(errno.ENOSYS, "no read leases on this platform")
 
 
-def release_lease(fd: int) -> None:
-    """The file may be written again, whoever else still holds a copy of the descriptor."""
+def own_lease(fd: int) -> None:
+    """This process gets SIGURG when somebody waits for the lease. One who came before this call
+    gives no signal: look at `is_leased` after it."""
     if sys.platform == "linux":
-        with suppress(BlockingIOError):  # there is no lease: the kernel has ended it
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+
+
+def is_leased(fd: int) -> bool:
+    """Whether nobody has written to the file since `take_lease`, nor waits to do so."""
+    return sys.platform == "linux" and fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
+
+def release_lease(fd: int) -> bool:
+    """The file may be written again, whoever else still holds a copy of the descriptor. Whether
+    there was a lease until now: False when the kernel, or another process, has ended it."""
+    if sys.platform == "linux":
+        with suppress(BlockingIOError):
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            return True
+    return False
 
 
 def clone(source: int, target: Path) -> None:

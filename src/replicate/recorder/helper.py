@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,9 +24,11 @@ from replicate.backends.location import open_backend
 from replicate.config import Keep, redaction
 from replicate.errors import RefusedError, ReplicateError, RepositoryError, StorageError
 from replicate.model import Status
-from replicate.recorder import capture
+from replicate.recorder import guard
 from replicate.recorder.commit import Committer
 from replicate.recorder.ending import Ending, ending_of, has_ended
+from replicate.recorder.guard import log_error
+from replicate.recorder.held import Held
 from replicate.recorder.pace import LOCAL, REMOTE, Pace
 from replicate.recorder.segments import SegmentWriter
 from replicate.recorder.streams import SAMPLES
@@ -49,9 +50,11 @@ _KNOWN = 10.0
 class Helper:
     """Commits jobs until the trainer is gone and nothing is left to save."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], guard: socket.socket | None) -> None:
         backend = open_backend(settings["repository"], relative_to=Path(settings["directory"]))
         self._spool = Spool(Path(settings["spool"]))
+        self._guard = guard
+        self._held = Held(self._spool, guard, settings["number"])
         self._repository = Repository(backend, self._spool.directory.parent)
         self._online: bool = settings["online"]
         self._reached = not backend.remote
@@ -61,18 +64,15 @@ class Helper:
             self._spool,
             compress=settings["compress"],
             keep=settings["keep"] and Keep(**settings["keep"]),
-            await_copy=self._await_copy,
+            held=self._held,
             progress=self._progress,
             tails=settings["console"]["tails"],
             redact=redaction(settings["allow_secrets"]),
         )
         self._tee: int | None = settings["console"]["watch"]
         self._samples: bool = settings["system_metrics"]
-        self._number: int = settings["number"]
         self._told = 0.0
-        self._copies = threading.Condition()
-        self._copied: set[Path] = set()
-        self._held: list[Mapping[str, Any]] = settings["held"]
+        self._inherited: list[Mapping[str, Any]] = settings["held"]
         self._directory = Path(settings["directory"])
         self._socket = socket.socket(fileno=settings["socket"])
         self._watch: int | None = settings["watch"]
@@ -92,8 +92,12 @@ class Helper:
 
     def run(self) -> None:
         """Save, retry what fails, and return when there is nothing left to wait for."""
-        for held in self._held:  # a helper that died has left them
-            self._take_copy(held, held["fd"])
+        for held in self._inherited:
+            self._held.take_over(held)
+        if self._guard is not None:
+            threading.Thread(
+                target=self._held.listen, args=[self._guard_ended], daemon=True
+            ).start()
         threading.Thread(target=self._listen, daemon=True).start()
         if self._samples:
             self._sampling.start()
@@ -138,14 +142,17 @@ class Helper:
             self._wake.clear()
 
     def _rest(self, seconds: float, gone: bool) -> None:
-        """Wait so long, but not when somebody waits for us, or no more jobs will come."""
+        """Wait so long, but not when somebody waits for us, or no more jobs will come, nor after a
+        failure when we are asked to try again."""
         until = time.monotonic() + seconds
         while gone == self._gone and (left := until - time.monotonic()) > 0:
             if self._waiting and not self._pace.has_just_failed(_KNOWN):
                 return
             if self._waiting:
                 self._answer(self._waiting[:], self._trouble)
-            self._wake.wait(left)
+            if self._failing and self._spool.take_hurry():
+                return
+            self._wake.wait(min(left, _TAIL) if self._failing else left)
             self._wake.clear()
 
     def _reach(self) -> bool:
@@ -284,14 +291,13 @@ class Helper:
         sample_until(self._sampled.wait, Sampler(self._pid, self._directory), keep)
 
     def _listen(self) -> None:
-        """Take messages as they come: a leased file must not wait for what is being committed,
-        because a trainer that writes to it waits with it."""
+        """Take messages as they come, and see when the trainer is gone."""
         try:
             self._take_messages()
         except OSError:
             pass  # the trainer's end of the socket is gone
         except Exception:
-            _log_error()  # the trainer sees the socket end
+            log_error()  # the trainer sees the socket end
             os._exit(1)
         while not has_ended(self._watch, self._pid):
             select.select([] if self._watch is None else [self._watch], [], [], 1.0)
@@ -301,15 +307,14 @@ class Helper:
         self._wake.set()
 
     def _take_messages(self) -> None:
-        pending, descriptors = b"", list[int]()
+        pending = b""
         while self._readable():
-            data, received, _, _ = socket.recv_fds(self._socket, 1 << 16, 64)
+            data = self._socket.recv(1 << 16)
             if not data:
                 return
-            descriptors += received
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                self._handle(json.loads(line), descriptors)
+                self._handle(json.loads(line))
 
     def _readable(self) -> bool:
         """Wait for a message; False when the trainer is gone and has left none."""
@@ -321,39 +326,25 @@ class Helper:
             if has_ended(self._watch, self._pid):
                 return False
 
-    def _handle(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
-        if message["op"] == "lease":
-            self._take_copy(message, descriptors.pop(0))
-        elif message["op"] == "wait":
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        if message["op"] == "wait":
             self._waiting.append((message["token"], message["below"]))
         elif message["op"] == "bye":
             self._bye, self._at_exit = True, message["at_exit"]
         self._wake.set()
 
-    def _take_copy(self, message: Mapping[str, Any], descriptor: int) -> None:
-        """Copy a leased file into the spool, which lets writers to it go on."""
-        target = self._spool.beside(message["job"], message["number"])
-        try:
-            capture.finish(descriptor, target, capture.FileState(*message["state"]))
-        except StorageError:
-            _log_error()  # the committer finds it missing, and says what that means
-        with self._copies:
-            self._copied.add(target)
-            self._copies.notify_all()
-
-    def _await_copy(self, helper: int, path: Path) -> None:
-        """The message with a file's lease is on the socket before its job is in the spool, but
-        the job may be found first. A lease that was sent to an earlier helper is lost."""
-        if helper == self._number:
-            with self._copies:
-                self._copies.wait_for(lambda: path in self._copied)
+    def _guard_ended(self) -> None:
+        """A guard that was killed is replaced with its helper, by the trainer. When that one needs
+        no more leases, what was held is in the spool."""
+        if not self._gone:
+            os._exit(1)
 
     # ------------------------------------------------------------ talking to the trainer
 
     def _answer(self, waiting: list[tuple[int, int]], trouble: str | None) -> None:
         """Answer those who wait for the spool to hold no more than so many bytes, or no job."""
         for token, below in waiting:
-            pending = self._committer.pending and self._spool.size() > below
+            pending = self._committer.pending and self._spool.size() + self._held.size > below
             if trouble or not pending:
                 self._waiting.remove((token, below))
                 self._send({"idle": token, "trouble": trouble})
@@ -376,20 +367,17 @@ class Helper:
                 self._socket.send(b'{"saved": 1}\n', socket.MSG_DONTWAIT)
 
 
-def _log_error() -> None:
-    """Write the exception to the log in the spool; a full disk must not end who writes it."""
-    with suppress(OSError):
-        traceback.print_exc()
-
-
 def main() -> None:
     """The entry point of the process: its settings are the first argument, as JSON."""
     # Ctrl-C and the end of a session are for the trainer; this process ends by itself, later.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    settings = json.loads(sys.argv[1])
+    # Before there is a thread, and before this process becomes one that gives way to others.
+    guarding = guard.begin(settings) if settings["guard"] is not None else None
     with suppress(OSError):
         os.nice(10)
     if sys.platform == "linux":
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    Helper(json.loads(sys.argv[1])).run()
+    Helper(settings, guarding).run()

@@ -74,6 +74,7 @@ class HelperLink:
         self._reached: bool | None = None
         self._refused: tuple[str, str | None] | None = None
         ours, theirs = socket.socketpair()
+        guard, guards = _guard_sockets()
         watch = watch_this_process()
         path = [p for p in sys.path[1:] if p] + sys.path[:1]
         package_root = str(Path(__file__).parents[2])
@@ -83,6 +84,8 @@ class HelperLink:
             "path": path if package_root in path else [*path, package_root],
             "spool": str(spool.directory),
             "socket": theirs.fileno(),
+            "guard": guards and guards.fileno(),
+            "lock": lock,
             "watch": watch,
             "pid": os.getpid(),
         }
@@ -96,17 +99,22 @@ class HelperLink:
                     pass_fds=[
                         *(theirs.fileno(), lock, *descriptors),
                         *([] if watch is None else [watch]),
+                        *([] if guards is None else [guards.fileno()]),
                     ],
                     start_new_session=True,
                 )
         except BaseException:
             ours.close()
+            if guard is not None:
+                guard.close()
             raise
         finally:
             theirs.close()
+            if guards is not None:
+                guards.close()
             if watch is not None:
                 os.close(watch)
-        self._socket = ours
+        self._socket, self._guard = ours, guard
         _reap()
 
     def notify(self) -> list[str]:
@@ -130,10 +138,12 @@ class HelperLink:
 
     def pass_lease(self, capture: Capture, job: str, number: int) -> bool:
         """Hand over a leased file, or return False when that is not possible now."""
-        message = {"op": "lease", "job": job, "number": number, "state": capture.state}
+        if self._guard is None or capture.fd is None:
+            return False
+        message = json.dumps([job, number, capture.state]).encode()
         try:
-            self._send(message, capture.fd)
-        except (BlockingIOError, HelperGone):
+            socket.send_fds(self._guard, [message], [capture.fd], _NO_SIGNAL)
+        except OSError:  # it is gone, or has much to do
             return False
         return True
 
@@ -151,20 +161,17 @@ class HelperLink:
         with suppress(HelperGone, OSError):
             self._send({"op": "bye", "at_exit": at_exit}, blocking=True)
         self._socket.close()
+        if self._guard is not None:
+            self._guard.close()
         # It outlives this object, and perhaps this process, on purpose: no warning is due.
         self._process.returncode = 0
         _ending.add(self._process.pid)
 
-    def _send(
-        self, message: Mapping[str, Any], descriptor: int | None = None, *, blocking: bool = False
-    ) -> None:
+    def _send(self, message: Mapping[str, Any], *, blocking: bool = False) -> None:
         data = json.dumps(message).encode() + b"\n"
         self._socket.setblocking(blocking)
         try:
-            if descriptor is None:
-                self._socket.send(data, _NO_SIGNAL)
-            else:
-                socket.send_fds(self._socket, [data], [descriptor], _NO_SIGNAL)
+            self._socket.send(data, _NO_SIGNAL)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -191,6 +198,15 @@ class HelperLink:
             if "refused" in message:
                 self._reached, self._refused = False, message["refused"]
         return [m for m in messages if "idle" in m]
+
+
+def _guard_sockets() -> tuple[socket.socket, socket.socket] | tuple[None, None]:
+    """What connects this process with a guard, where there are leases: each message is one file."""
+    if sys.platform != "linux":
+        return None, None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    return ours, theirs
 
 
 #: Helpers that were told to end. In a process that goes on, somebody has to take note of that.
