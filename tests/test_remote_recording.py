@@ -436,6 +436,31 @@ def test_sync_leaves_a_run_alone_that_is_being_recorded(
     training.end()
 
 
+def test_sync_wakes_a_helper_that_waits_before_it_tries_again(
+    project: ProjectDirectory, gate: Gate, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from replicate.recorder.pace import Pace\n"
+        "failed = Pace.failed\n"
+        "Pace.failed = lambda self: 1e6 * failed(self)\n"
+    )
+    training = Training(project, PYTHONPATH=str(tmp_path))
+    gate.shut()
+    training.tell("checkpoint 0")
+    assert training.tell("wait") == "False"
+    gate.open()
+    (spool,) = project.spools()
+    for _ in range(100):
+        done = project.cli("sync")
+        if not list(spool.glob("*.job")):
+            break
+        assert "tries now" in done.stderr
+    else:
+        pytest.fail("it was not saved")
+    training.end()
+    assert steps(saved(project)) == [0]
+
+
 def test_the_next_run_says_what_is_still_to_be_saved(project: ProjectDirectory, gate: Gate) -> None:
     project.run("import replicate; replicate.init()", **OFFLINE)
     project.wait_for_helpers()

@@ -39,6 +39,8 @@ PARTIAL = ".partial"
 _ATTEMPT = "attempt"
 #: The file that says how its jobs are to be committed by whoever does that in the end.
 _SETTINGS = "settings.json"
+#: The file by which somebody asks for a try now, while pauses are made between tries.
+_HURRY = "hurry"
 #: The file beside the spools of a remote repository that says which one that is.
 _URL = "repository"
 
@@ -142,6 +144,19 @@ class Spool:
         if sys.platform != "win32":
             fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
+
+    def hurry(self) -> None:
+        """Ask the process that records into it to try now what has failed."""
+        with suppress(OSError):
+            (self.directory / _HURRY).touch()
+
+    def take_hurry(self) -> bool:
+        """Whether that was asked since the last time."""
+        try:
+            (self.directory / _HURRY).unlink()
+        except OSError:
+            return False
+        return True
 
     def next_name(self) -> str:
         """A name for a new job, after all that this process has named. Processes that were forked

@@ -31,7 +31,8 @@ def sync(output: Output, project: Project, every: bool) -> None:
 
     That is what runs have left that were cut off, that were recorded with REPLICATE_MODE=offline,
     or that could not reach the repository until they ended. Runs that are being recorded save
-    themselves, and are left alone. What cannot be saved stays, and the exit code is 1.
+    themselves; one that pauses after a failure is told to try now. What cannot be saved stays, and
+    the exit code is 1.
 
     \b
     Examples:

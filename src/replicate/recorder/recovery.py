@@ -49,9 +49,10 @@ def recover(
             continue  # its helper has come to its end
         if lock is None:
             if spool.names():
+                spool.hurry()
                 text = (
                     f"Experiment {short(spool.experiment)} is left to its own process, which has "
-                    "not ended yet; `replicate ls` marks what is not saved"
+                    "not ended yet, and tries now; `replicate ls` marks what is not saved"
                 )
                 yield Outcome(spool.experiment, "live", text)
             continue
