@@ -17,7 +17,7 @@ from replicate.cli import COMMANDS
 #: From the bottom up. A module may import what stands in a row below its own, and the modules of
 #: its own package. A package stands for all its modules, unless one of them has a row of its own.
 LAYERS = (
-    ("errors", "background", "secrets", "checks", "flat", "readers"),
+    ("errors", "background", "secrets", "checks", "flat", "planes", "readers"),
     (
         *("config", "ignore", "cache", "outputs", "periods", "positional"),
         *("backends.base", "chunking", "compression"),
@@ -45,6 +45,7 @@ LATE = {
     ("maintenance", "replicate.maintenance.*"): "a run imports what it keeps, and no collector",
     ("project.lists", "replicate.query"): "a training script chooses among no experiments",
     ("project.project", "replicate.maintenance"): "a training script does not collect or verify",
+    ("project.slips", "difflib"): "only a run whose primary metric is missing looks for another",
     ("recorder.client", "replicate.recorder.commit"): "only a run without a helper commits itself",
     ("recorder.client", "replicate.recorder.foreground"): "the same",
     ("recorder.helper", "replicate.recorder.system"): "20 ms that saving does not wait for",
@@ -58,7 +59,7 @@ LATE = {
     ("backends.credentials", "obstore.auth.*"): "the same",
     ("backends.location", "replicate.backends.cloud"): "obstore is for those who have a bucket",
     ("compression", "zstandard"): "only a repository that compresses needs it",
-    ("compression", "numpy"): "optional: only long chunks that were compressed are decoded with it",
+    ("planes", "numpy"): "optional: 70 ms that only long chunks which are compressed repay",
     ("chunking", "pyfastcdc.cy"): "only the process that cuts files needs it",
     ("index.apart", "replicate.index.crew"): "subprocess: 10 ms that only many experiments repay",
     ("cache", "sqlite3"): "a training script lists nothing, and some Pythons are built without it",

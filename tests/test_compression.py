@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from replicate import compression
 from replicate.compression import PIECE, PLANES, decode, encode, pieces
 from replicate.errors import DamagedError
+from replicate.planes import BLOCK
 
 COMPRESSED = st.sampled_from(sorted(PLANES))
 
@@ -74,6 +75,65 @@ def test_long_chunks_are_decoded_piece_by_piece_with_numpy_and_without(
         found = [bytes(piece) for piece in pieces(suffix, by_definition(suffix, data), size)]
         assert b"".join(found) == data
         assert max(map(len, found)) <= PIECE
+
+
+@pytest.mark.parametrize("with_numpy", [True, False])
+@pytest.mark.parametrize("suffix", sorted(PLANES))
+@pytest.mark.parametrize("extra", range(5))
+def test_long_chunks_are_encoded_as_defined_with_numpy_and_without(
+    monkeypatch: pytest.MonkeyPatch, suffix: str, extra: int, with_numpy: bool
+) -> None:
+    if not with_numpy:
+        monkeypatch.setitem(sys.modules, "numpy", None)
+    data = weights(300_000) + b"tail"[:extra]
+    payload = compression.encode_as(suffix, data)
+    reader = zstandard.ZstdDecompressor().stream_reader(payload, read_across_frames=True)
+    assert reader.read() == b"".join(data[i :: PLANES[suffix]] for i in range(PLANES[suffix]))
+
+
+def test_a_chunk_that_begins_anywhere_in_memory_is_encoded_alike() -> None:
+    data = weights(300_000)
+    for shift in range(1, 4):
+        assert encode(memoryview(bytes(shift) + data)[shift:]) == encode(data)
+
+
+def frame_of_blocks(plane: bytes, length: int, *, checksum: bool = False) -> bytes:
+    """A frame whose blocks hold `length` bytes as they are, of a length that it does not say."""
+    blocks = [plane[at : at + length] for at in range(0, len(plane), length)] or [b""]
+    head = struct.pack("<LBB", zstandard.MAGIC_NUMBER, checksum << 2, (20 - 10) << 3)
+    for number, block in enumerate(blocks, 1):
+        head += (len(block) << 3 | (number == len(blocks))).to_bytes(3, "little") + block
+    return head + b"none" * checksum
+
+
+@pytest.mark.parametrize("size", [3, 1000, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 2])
+@pytest.mark.parametrize("length", [BLOCK // 2, BLOCK - 1, BLOCK])
+def test_planes_that_zstd_left_as_they_are_come_out_whatever_their_blocks(
+    size: int, length: int
+) -> None:
+    data = random.Random(size).randbytes(2 * size - 1)
+    planes = [data[0::2], data[1::2]]
+    payload = b"".join(frame_of_blocks(plane, length) for plane in planes)
+    assert decode(".p2.zst", payload, len(data)) == data
+    mixed = frame_of_blocks(planes[0], length) + zstandard.compress(planes[1])
+    assert decode(".p2.zst", mixed, len(data)) == data
+
+
+def test_a_plane_with_a_checksum_is_checked() -> None:
+    data = random.Random(0).randbytes(1000)
+    checked = zstandard.ZstdCompressor(write_checksum=True)
+    planes = data[0::2], data[1::2]
+    assert decode(".p2.zst", b"".join(map(checked.compress, planes)), 1000) == data
+    wrong = frame_of_blocks(planes[0], BLOCK, checksum=True) + checked.compress(planes[1])
+    with pytest.raises(DamagedError):
+        decode(".p2.zst", wrong, 1000)
+
+
+def test_planes_of_other_lengths_are_damage() -> None:
+    for first, second in ((b"abc", b"d"), (b"a", b"bcd"), (b"abcd", b""), (b"", b"abcd")):
+        for frame in (zstandard.compress, lambda plane: frame_of_blocks(plane, BLOCK)):
+            with pytest.raises(DamagedError):
+                decode(".p2.zst", frame(first) + frame(second), 4)
 
 
 def test_several_threads_decode_at_once_each_in_its_own_memory() -> None:

@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from itertools import accumulate
-from typing import Any
+from typing import NamedTuple
 
+from replicate import planes
 from replicate.errors import DamagedError
 
 #: Number of byte planes of each compressed encoding; raw bytes have the suffix "".
@@ -42,10 +42,12 @@ WORTHWHILE = 0.96
 _MAX_WINDOW = 16 << 20
 _SAMPLE = 16 << 10
 _SAMPLES = 3
-#: What is decoded comes in pieces of so many bytes, which 2 and 4 divide.
-PIECE = 256 << 10
-#: From this length on (bytes) it is worth while to import numpy.
-_LONG = 1 << 20
+#: What is decoded comes in pieces of no more bytes.
+PIECE = planes.PIECE
+#: Of a zstd frame, in bytes: the most there are before its first block, what is before each, and
+#: behind the last with a checksum. A block can be bytes as they are, or one that is repeated.
+_LONGEST_HEAD, _BLOCK_HEAD, _CHECKSUM = 18, 3, 4
+_RAW, _RLE = 0, 1
 
 
 def encode(data: bytes | memoryview) -> tuple[str, bytes | memoryview]:
@@ -54,7 +56,7 @@ def encode(data: bytes | memoryview) -> tuple[str, bytes | memoryview]:
     `decode` undoes it exactly. Costs a few percent of the compression where it stays raw.
     """
     sample = _sample(data)
-    sizes = {suffix: len(_compress(sample, planes)) for suffix, planes in PLANES.items()}
+    sizes = {suffix: len(_compress(sample, count)) for suffix, count in PLANES.items()}
     suffix = min(sizes, key=sizes.__getitem__)
     if sizes[suffix] <= WORTHWHILE * len(sample):
         payload = _compress(data, PLANES[suffix])
@@ -81,16 +83,17 @@ def pieces(suffix: str, payload: bytes | memoryview, size: int) -> Iterator[memo
     payload that would grow beyond `size` is never expanded further. `suffix` is one of `SUFFIXES`;
     `size`, for which memory is kept as long as the thread lives, has been checked to be a chunk's.
     """
-    if suffix == "":
-        if len(payload) != size:
-            raise DamagedError(f"a chunk should have {size} bytes but {len(payload)} are stored")
+    count = PLANES.get(suffix, 0)
+    if count > 1:
+        yield from planes.merged(_planes(memoryview(payload), size, count), size)
+        return
+    if count:
+        joined = _expand(payload, _memory(size + 1))
+    elif len(payload) == size:
         joined = memoryview(payload)
     else:
-        joined = _decompress(payload, size)
-    if PLANES.get(suffix, 1) > 1:
-        yield from _interleaved(joined, PLANES[suffix])
-    else:
-        yield from (joined[start : start + PIECE] for start in range(0, size, PIECE))
+        raise DamagedError(f"a chunk should have {size} bytes but {len(payload)} are stored")
+    yield from (joined[start : start + PIECE] for start in range(0, size, PIECE))
 
 
 def _sample(data: bytes | memoryview) -> bytes:
@@ -107,12 +110,17 @@ class _Scratch(threading.local):
     it."""
 
     def __init__(self) -> None:
-        self.planes = bytearray()
-        self.whole = bytearray()
-        self.piece = bytearray(PIECE)
+        self.expanded = bytearray()
 
 
 _scratch = _Scratch()
+
+
+def _memory(size: int) -> memoryview:
+    """`size` bytes of this thread's memory."""
+    if len(_scratch.expanded) < size:
+        _scratch.expanded = bytearray(size)
+    return memoryview(_scratch.expanded)[:size]
 
 
 def _compress(data: bytes | memoryview, count: int) -> bytes:
@@ -125,21 +133,16 @@ def _compress(data: bytes | memoryview, count: int) -> bytes:
     # since what is found by chance costs more than it saves, and takes a third of the time.
     parameters = zstandard.ZstdCompressionParameters.from_level(LEVEL, hash_log=6, min_match=7)
     compressor = zstandard.ZstdCompressor(compression_params=parameters)
-    whole = _scratch.whole  # ten times faster to take every K-th byte of than a memoryview
-    whole[: len(data)] = data
-    planes = (whole[i : len(data) : count] for i in range(count))
-    return b"".join(compressor.compress(plane) for plane in planes)
+    return b"".join(compressor.compress(plane) for plane in planes.split(data, count))
 
 
-def _decompress(payload: bytes | memoryview, size: int) -> memoryview:
-    """All frames of `payload` expanded and joined, `size` bytes, in this thread's memory."""
+def _expand(payload: bytes | memoryview, into: memoryview) -> memoryview:
+    """All frames of `payload` expanded and joined. That must give one byte less than `into` has
+    room for, which tells a longer payload from a right one: what a frame says of its own length
+    is not believed."""
     import zstandard
 
-    if len(_scratch.planes) <= size:
-        _scratch.planes = bytearray(size + 1)
-    # One byte more than there should be tells a longer payload from a right one. What a frame
-    # says of its own length is not believed.
-    into, done = memoryview(_scratch.planes)[: size + 1], 0
+    size, done = len(into) - 1, 0
     decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     reader = decompressor.stream_reader(payload, read_across_frames=True)
     try:
@@ -153,28 +156,50 @@ def _decompress(payload: bytes | memoryview, size: int) -> memoryview:
     return into[:size]
 
 
-def _interleaved(planes: memoryview, count: int) -> Iterator[memoryview]:
-    """The bytes whose planes these are, a piece at a time, which a processor's cache can hold."""
-    size, whole = len(planes), memoryview(_scratch.piece)
-    starts = list(accumulate((len(range(i, size, count)) for i in range(count)), initial=0))
-    source, piece = planes, _scratch.piece
-    if (numpy := _numpy(size)) is not None:
-        source, piece = numpy.frombuffer(source, numpy.uint8), numpy.frombuffer(piece, numpy.uint8)
-    for done in range(0, size, PIECE):
-        length = min(PIECE, size - done)
-        for i in range(min(count, length)):
-            start = starts[i] + done // count
-            piece[i:length:count] = source[start : start + len(range(i, length, count))]
-        yield whole[:length]
+def _planes(payload: memoryview, size: int, count: int) -> list[planes.Plane]:
+    """Where the bytes of each plane are: in `payload`, where zstd has stored them as they are, as
+    it does with most of a model; else in this thread's memory."""
+    found, start, memory = [], 0, _memory(size + 1)
+    for length in planes.lengths(size, count):
+        frame = _frame(payload, start)
+        if frame.stored == length:
+            found.append(planes.Plane(payload, frame.first, gap=_BLOCK_HEAD))
+        else:
+            into, memory = memory[: length + 1], memory[length:]
+            found.append(planes.Plane(_expand(payload[start : frame.end], into)))
+        start = frame.end
+    if start != len(payload):
+        raise DamagedError("a compressed chunk is longer than its planes")
+    return found
 
 
-def _numpy(size: int) -> Any:
-    """numpy, where there is one and `size` bytes are worth its import: it copies every K-th byte
-    as fast as Python does, but other threads run meanwhile."""
-    if size < _LONG:
-        return None
+class _Frame(NamedTuple):
+    """Where a frame ends, and its first block's bytes begin. How many bytes it holds, where they
+    are all stored as they are, in blocks that are full but for the last; else None."""
+
+    end: int
+    first: int
+    stored: int | None
+
+
+def _frame(payload: memoryview, start: int) -> _Frame:
+    """The frame that begins at `start`. RFC 8878, 3.1.1, has the format."""
+    import zstandard
+
+    head = payload[start : start + _LONGEST_HEAD]
     try:
-        import numpy  # 70 ms
-    except ImportError:
-        return None
-    return numpy
+        checked = zstandard.get_frame_parameters(head).has_checksum
+        at = start + zstandard.frame_header_size(head)
+    except zstandard.ZstdError as error:
+        raise DamagedError(f"a compressed chunk cannot be read: {error}") from error
+    first, stored, last, as_they_are = at + _BLOCK_HEAD, 0, 0, not checked
+    while not last and at < len(payload):
+        block = int.from_bytes(payload[at : at + _BLOCK_HEAD], "little")
+        last, kind, length = block & 1, block >> 1 & 3, block >> 3
+        as_they_are = as_they_are and kind == _RAW and bool(last or length == planes.BLOCK)
+        stored += length
+        at += _BLOCK_HEAD + (1 if kind == _RLE else length)
+    at += _CHECKSUM if checked else 0
+    if not last or at > len(payload):
+        raise DamagedError("a compressed chunk ends too early")
+    return _Frame(at, first, stored if as_they_are else None)
