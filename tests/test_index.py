@@ -3,7 +3,7 @@ has not changed is not read again."""
 
 from __future__ import annotations
 
-import json
+import marshal
 import math
 import os
 import random
@@ -596,6 +596,6 @@ def test_every_value_of_an_experiment_comes_out_of_its_positional_form() -> None
         edits=(Edit(time, "a@b", "tag", {"add": ["x"]}),),
     )
     for value in (record, checkpoint):
-        packed = json.loads(json.dumps(pack(value)))
+        packed = marshal.loads(marshal.dumps(pack(value), 2))
         instead = {"checkpoints": ()} if value is record else {}
         assert unpack(type(value), packed, **instead) == value

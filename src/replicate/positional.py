@@ -1,4 +1,4 @@
-"""Frozen dataclasses with slots as lists of JSON values, for caches: each field by its position,
+"""Frozen dataclasses with slots as lists of plain values, for caches: each field by its position,
 without names or versions.
 
 What is written is read only by the same code, so the fields of the classes are all the schema
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
-from functools import cache
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 Decode = Callable[[Any], Any]
@@ -22,24 +22,33 @@ _PLAIN = frozenset({str, int, float, bool, types.NoneType})
 
 
 def pack(value: Any) -> Any:
-    """`value` as what `json.dumps` takes; `unpack` with the value's type is the inverse."""
+    """`value` as what `marshal` writes; `unpack` with the value's type is the inverse."""
     if type(value) in _PLAIN:
         return value
     if is_dataclass(value):
-        return [pack(getattr(value, name)) for name in _schema(cast(Hashable, type(value))).names]
+        schema = _schema(type(value))
+        packed = [pack(getattr(value, name)) for name in schema.names]
+        return tuple(packed) if schema.texts else packed
     if isinstance(value, datetime):
         return value.isoformat()
-    if isinstance(value, list | tuple):
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return tuple(map(pack, value))
+    if isinstance(value, list):
         return [pack(item) for item in value]
     if isinstance(value, Mapping):
         return {name: pack(item) for name, item in value.items()}
     return value
 
 
-def unpack(kind: type[T], packed: list[Any], **instead: Any) -> T:
+def unpack(kind: type[T], packed: Any, **instead: Any) -> T:
     """The inverse of `pack` for a dataclass, with the fields in `instead` as given there. It uses
     `packed` up."""
-    schema = _schema(cast(Hashable, kind))
+    schema = _schema(kind)
+    if schema.texts:
+        made: T = _common(kind, packed)
+        return made
     for place, decode in schema.decoders:
         if packed[place] is not None:
             packed[place] = decode(packed[place])
@@ -54,34 +63,42 @@ def unpack(kind: type[T], packed: list[Any], **instead: Any) -> T:
 
 class _Schema(NamedTuple):
     """The places of a class's fields by name, what assigns each, and what decodes those whose
-    values are not JSON's own."""
+    values are not plain. Of `texts` alone consist small values such as a primary metric, which
+    many records have in common: those are one."""
 
     names: dict[str, int]
     slots: list[Callable[[Any, Any], None]]
     decoders: list[tuple[int, Decode]]
+    texts: bool
 
 
-@cache
-def _schema(kind: Hashable) -> _Schema:
+def _schema_of(kind: type) -> _Schema:
     hints = typing.get_type_hints(kind)
-    names = {field.name: place for place, field in enumerate(fields(cast(Any, kind)))}
+    names = {field.name: place for place, field in enumerate(fields(kind))}
     decoders = [(place, d) for name, place in names.items() if (d := _decoder(hints[name]))]
-    return _Schema(names, [getattr(kind, name).__set__ for name in names], decoders)
+    texts = all(hint is str or typing.get_origin(hint) is typing.Literal for hint in hints.values())
+    return _Schema(names, [getattr(kind, name).__set__ for name in names], decoders, texts)
+
+
+#: A value of texts; so many different ones are kept to be given again.
+_common: Callable[..., Any] = lru_cache(64)(lambda kind, packed: kind(*packed))
+#: As `_schema_of`, which is asked for every value of every row.
+_schema: Callable[[type], _Schema] = cache(_schema_of)
 
 
 def _decoder(hint: Any) -> Decode | None:
-    """What makes a value of this type of what JSON has for it; None where that is the value."""
+    """What makes a value of this type of its packed form; None where that is the value."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         decoders = [d for a in arguments if (d := _decoder(a))]
-        if not decoders:
-            return None
-        return _tuple if decoders == [_tuple] else _only(decoders, hint)
+        if len(decoders) > 1:
+            raise TypeError(f"{hint} has no positional form")
+        return decoders[0] if decoders else None
     if origin is tuple and arguments[1:] == (...,):
         decode = _decoder(arguments[0])
-        return (lambda items: tuple(map(decode, items))) if decode else _tuple
+        return (lambda items: tuple(map(decode, items))) if decode else None
     if isinstance(hint, type) and is_dataclass(hint):
-        return lambda packed: unpack(hint, packed)
+        return partial(unpack, hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return {member.value: member for member in hint}.__getitem__
     if hint is datetime:
@@ -93,14 +110,3 @@ def _decoder(hint: Any) -> Decode | None:
 
 #: Of the user's values, which are JSON; the index replaces a sequence of checkpoints itself.
 _AS_THEY_ARE = (typing.Literal, Mapping, Sequence)
-
-
-def _tuple(items: Any) -> Any:
-    """A list as a tuple; a text, where the type allows one instead, as itself."""
-    return tuple(items) if isinstance(items, list) else items
-
-
-def _only(decoders: list[Decode], hint: Any) -> Decode:
-    if len(decoders) > 1:
-        raise TypeError(f"{hint} has no positional form")
-    return decoders[0]

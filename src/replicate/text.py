@@ -51,12 +51,12 @@ def value(item: Value, *, full: bool = False) -> str:
 
     A float that is a whole number is written as one, and a string without quotes.
     """
+    if isinstance(item, float):  # as most cells of a table
+        return _float(item, full=full)
     if isinstance(item, str):
         return escape(item)
     if isinstance(item, bool) or item is None:
         return json.dumps(item)
-    if isinstance(item, float):
-        return _float(item, full=full)
     if isinstance(item, int):
         return str(item)
     if isinstance(item, Mapping):

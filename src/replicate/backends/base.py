@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from replicate.errors import UsageError
 
@@ -46,8 +46,7 @@ def validate_prefix(prefix: str, after: str) -> None:
         validate_key(after)
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What a backend knows of a key without reading it.
 
     `modified` is in seconds since the epoch by the *backend's* clock: compare it with

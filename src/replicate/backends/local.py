@@ -257,21 +257,26 @@ class LocalBackend(Backend):
     def _walk(self, directory: str, after: str, aside: Container[str] = ()) -> Iterator[Stat]:
         """The keys in `directory` ("" or with a final slash) that sort after `after`, in order;
         without those in directories named in `aside`, where they stand beside a file."""
-        entries = _entries(self._root, directory)
-        if aside and any(not key.endswith("/") for key, _ in entries):
-            entries = [(key, entry) for key, entry in entries if entry.name not in aside]
-        for key, entry in entries:
-            if key.endswith("/"):
-                if key > after or after.startswith(key):
-                    yield from self._walk(key, after, aside)
-            elif key > after:
-                try:
-                    found = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:  # deleted since we read the directory
-                    continue
-                except OSError as error:
-                    raise storage_error("read", self._root / key, error) from error
-                yield _stat(key, found)
+        # One generator for all of it: through one for each directory every key would pass again.
+        waiting = [iter(_entries(self._root, directory, aside))]
+        while waiting:
+            for key, entry in waiting[-1]:
+                if not key.endswith("/"):
+                    if key > after and (found := self._found(key, entry)):
+                        yield found
+                elif key > after or after.startswith(key):
+                    waiting.append(iter(_entries(self._root, key, aside)))
+                    break
+            else:
+                waiting.pop()
+
+    def _found(self, key: str, entry: os.DirEntry[str]) -> Stat | None:
+        try:
+            return _stat(key, entry.stat(follow_symlinks=False))
+        except FileNotFoundError:  # deleted since we read the directory
+            return None
+        except OSError as error:
+            raise storage_error("read", self._root / key, error) from error
 
     # Deleting what nobody has touched
     #
@@ -339,27 +344,31 @@ def _stat(key: str, found: os.stat_result) -> Stat:
     return Stat(key, found.st_size, found.st_mtime, version)
 
 
-def _entries(root: Path, prefix: str) -> list[tuple[str, os.DirEntry[str]]]:
-    """The files and directories at `prefix` in the order of the keys, a directory as `name/`.
+def _entries(root: Path, prefix: str, aside: Container[str]) -> list[tuple[str, os.DirEntry[str]]]:
+    """The files and directories at `prefix` in the order of the keys, a directory as `name/`;
+    without the directories named in `aside` where a file is.
 
     The final slash puts `a.json` before `a/b`, as the whole keys are. Links are not followed, and
     what has no valid key is not ours (`.tmp`, `.trash`, `.DS_Store`).
     """
     # A listing of many experiments passes here for each of its directories: no more than it takes.
-    found = []
+    files, directories = [], []
     longest = MAX_KEY_LENGTH - len(prefix)
     try:
         with os.scandir(f"{root}/{prefix}") as entries:
             for entry in entries:
                 name = entry.name
                 if len(name) <= longest and is_component(name):
-                    if entry.is_dir(follow_symlinks=False):
-                        found.append((f"{prefix}{name}/", entry))
-                    elif entry.is_file(follow_symlinks=False):
-                        found.append((prefix + name, entry))
+                    if entry.is_file(follow_symlinks=False):
+                        files.append((prefix + name, entry))
+                    elif entry.is_dir(follow_symlinks=False):
+                        directories.append((f"{prefix}{name}/", entry))
     except NO_FILE:  # it is gone, or was never there
         return []
     except OSError as error:
         raise storage_error("list", root / prefix, error) from error
+    if files and aside:
+        directories = [(key, entry) for key, entry in directories if entry.name not in aside]
+    found = files + directories
     found.sort(key=itemgetter(0))
     return found

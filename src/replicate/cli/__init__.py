@@ -139,7 +139,7 @@ def main(context: click.Context, color: str, verbose: bool) -> None:
     Every command takes an id, or as many of its first characters as make it unique.
     """
     # A command is short, and frees little: to look for cycles again and again is a tenth of a list.
-    set_threshold(100_000, 50, 50)
+    set_threshold(1_000_000, 50, 50)
     output: Output = context.obj
     output.set_color(color)
     output.verbose = verbose

@@ -45,7 +45,7 @@ _DECIDES = (
 )
 #: Told what is read, how many of them are done, and how many there are.
 Progress = Callable[[str, int, int], None]
-_Rows = Mapping[str, tuple[bytes | None, ...]]
+_Rows = dict[str, tuple[bytes | None, ...]]
 _Clock = Callable[[], float]
 
 
@@ -176,7 +176,7 @@ class Index:
         stale: list[Listed] = []
         alive: list[tuple[Kept, Stat]] = []
         for id, listed in listing.items():
-            head, beat = kept.get(id, (None, None))
+            head, beat = kept.pop(id, (None, None))  # what is decoded takes its place in memory
             entry = Kept.of(listed, head, self._repository, clock)
             if entry is None:
                 stale.append(listed)
