@@ -188,6 +188,10 @@ def test_what_was_done_after_the_restored_step_is_superseded_and_kept(
     assert "4 checkpoints superseded" in plain and superseded[0].id[:7] not in plain
     (row,) = [line for line in every.splitlines() if line.startswith(superseded[0].id[:7])]
     assert "1 (superseded)" in row
+    (listed,) = json.loads(project.cli("ls", "--json").stdout)
+    (used,) = json.loads(project.cli("du", "--json").stdout)["experiments"]
+    assert (listed["num_checkpoints"], listed["num_superseded"]) == (len(steps), 4)
+    assert (used["num_checkpoints"], used["num_superseded"]) == (len(steps) + 4, 4)
 
 
 @posix

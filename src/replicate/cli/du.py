@@ -10,6 +10,7 @@ import click
 from replicate.cli import text
 from replicate.cli.options import location
 from replicate.cli.output import Output
+from replicate.cli.schema import num_superseded
 from replicate.cli.table import Column, fit, render
 from replicate.maintenance import ExperimentUsage, Usage
 from replicate.model import short
@@ -25,7 +26,7 @@ def du(output: Output, project: Project, as_json: bool) -> None:
 
     The largest comes first. FILES is what their files would take as plain copies, STORED what they
     take as they are stored, and UNSHARED what deleting the experiment would free: the rest it
-    shares with others.
+    shares with others. CHECKPOINTS counts superseded ones, too: their files are kept.
 
     \b
     Examples:
@@ -81,6 +82,7 @@ def usage_json(usage: Usage) -> dict[str, Any]:
                 "id": row.experiment.id,
                 "name": row.experiment.name,
                 "num_checkpoints": len(row.experiment.checkpoints),
+                "num_superseded": num_superseded(row.experiment),
                 "logical": row.logical,
                 "stored": row.stored,
                 "only_here": row.exclusive,

@@ -54,6 +54,7 @@ def experiment_json(experiment: ExperimentRecord) -> JsonObject:
         "parent": parent and {"experiment": parent.experiment, "checkpoint": parent.checkpoint},
         "attempt": experiment.attempt,
         "num_checkpoints": experiment.num_checkpoints,
+        "num_superseded": num_superseded(experiment),
         "latest_checkpoint": checkpoint_json(latest) if latest else None,
         "best_checkpoint": checkpoint_json(best) if best else None,
         "stop": _stop_json(experiment.stop) if experiment.stop else None,
@@ -66,6 +67,11 @@ def experiment_json(experiment: ExperimentRecord) -> JsonObject:
         "problems": list(experiment.problems),
         "damage": list(experiment.damage),
     }
+
+
+def num_superseded(experiment: ExperimentRecord) -> int:
+    """How many checkpoints a later attempt has superseded. None of them is loaded for it."""
+    return len(experiment.checkpoints) - experiment.num_checkpoints
 
 
 def experiment_with_checkpoints_json(
