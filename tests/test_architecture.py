@@ -17,7 +17,7 @@ from replicate.cli import COMMANDS
 #: From the bottom up. A module may import what stands in a row below its own, and the modules of
 #: its own package. A package stands for all its modules, unless one of them has a row of its own.
 LAYERS = (
-    ("errors", "background", "secrets", "checks", "flat", "planes", "readers"),
+    ("errors", "background", "secrets", "checks", "flat", "planes", "readers", "locks"),
     (
         *("config", "ignore", "cache", "outputs", "periods", "positional"),
         *("backends.base", "chunking", "compression"),

@@ -145,6 +145,37 @@ def test_a_checkpoint_of_a_path_that_cannot_be_saved_keeps_its_metrics(
     assert len(record.problems) == 3 and path in record.problems[0]
 
 
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (b"model.pth", "a path must be text or a pathlib.Path, not bytes"),
+        ("", 'a path is empty\n"." stands for the whole directory.'),
+        ("empty", 'there are none in "empty"'),
+    ],
+)
+def test_a_path_that_cannot_be_meant_is_said_in_one_sentence(
+    project: ProjectDirectory, path: object, said: str
+) -> None:
+    project.write("model.pth", "weights")
+    (project.path / "empty").mkdir()
+    done = project.run(f"""
+        import replicate
+        experiment = replicate.init()
+        for i in range(3):
+            experiment.checkpoint({path!r}, metrics={{"loss": i}})
+    """)
+    assert done.stderr.count(f"A checkpoint lacks files: {said}\n") == 1
+    assert done.stderr.count("lacks files") == 1
+    assert [c.size for c in project.record().checkpoints] in ([None] * 3, [0] * 3)
+
+
+@pytest.mark.parametrize("path", [b"train.py", [b"train.py"], "", 3])
+def test_init_refuses_what_is_no_path(project: ProjectDirectory, path: Any) -> None:
+    with pytest.raises((UsageError, TypeError), match=r"a path|iterable"):
+        replicate.init(path=path)
+    assert not project.repository.exists()
+
+
 def test_the_files_that_exist_are_saved_beside_one_that_does_not(
     project: ProjectDirectory,
 ) -> None:
@@ -226,6 +257,48 @@ def test_nan_and_infinities_are_kept_and_never_best(project: ProjectDirectory) -
     assert math.isnan(values[0]) and values[1:] == [0.5, -math.inf, math.inf]
     best = experiment.best()
     assert best is not None and best.metrics["loss"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "slip"), [("accuracy", "acuracy"), ("val/loss", "val_loss"), ("accuracy", "Acc")]
+)
+def test_a_slip_in_the_primary_metric_is_reported_once_and_kept(
+    project: ProjectDirectory, metric: str, slip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with replicate.init(path=None) as experiment:
+        for epoch in range(3):
+            experiment.checkpoint(
+                metrics={"other": 1, metric: epoch}, primary_metric=(slip, "maximize")
+            )
+            said = capsys.readouterr().err
+            assert (f'"{slip}"' in said and f'mean "{metric}"?' in said) is (epoch == 0)
+    assert experiment.best() is None
+    assert [f'mean "{metric}"?' in problem for problem in project.record().problems] == [True]
+    assert slip not in capsys.readouterr().err
+
+
+def test_a_primary_metric_that_never_came_is_reported_when_the_run_ends(
+    project: ProjectDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with replicate.init(path=None) as experiment:
+        for _ in range(3):
+            experiment.checkpoint(metrics={"loss": 1.0}, primary_metric=("f1", "maximize"))
+        assert '"f1"' not in capsys.readouterr().err
+    (problem,) = project.record().problems
+    assert '"f1"' in problem and "loss" in problem
+
+
+def test_a_primary_metric_that_comes_now_and_again_is_no_slip(project: ProjectDirectory) -> None:
+    primary = ("val/accuracy", "maximize")
+    with replicate.init(path=None) as experiment:
+        experiment.checkpoint(primary_metric=primary)
+        for epoch in range(6):
+            metrics = {"train/loss": 1.0, "learning_rate": 0.1}
+            measured = {"val/accuracy": 0.5} if epoch % 3 == 2 else {}
+            experiment.checkpoint(metrics=metrics | measured, primary_metric=primary)
+    with replicate.init(path=None, resume=experiment) as experiment:
+        experiment.checkpoint(metrics={"accuracy": 1.0}, primary_metric=primary)
+    assert project.record().problems == ()
 
 
 def test_an_integer_beyond_every_float_can_be_the_primary_metric(
@@ -628,6 +701,39 @@ def test_other_ranks_and_disabled_runs_record_nothing_and_have_the_same_methods(
     )
     assert (done.stdout, done.stderr) == ("trained\n", "")
     assert not project.repository.exists()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_import_the_script_again_are_no_runs_of_their_own(
+    project: ProjectDirectory, method: str
+) -> None:
+    done = project.run(f"""
+        import multiprocessing
+        import replicate
+        experiment = replicate.init(path=None, params={{"parent": True}})
+
+        def load(queue):
+            experiment.checkpoint(metrics={{"loss": 1}})
+            queue.put(len(experiment.checkpoints))
+
+        def sweep(rate):
+            with replicate.init(path=None, params={{"rate": rate}}) as run:
+                run.checkpoint(metrics={{"loss": rate}})
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context({method!r})
+            queue = context.SimpleQueue()
+            loader = context.Process(target=load, args=(queue,))
+            loader.start()
+            assert queue.get() == 0
+            loader.join()
+            with context.Pool(1) as pool:
+                pool.map(sweep, [0.1, 0.2])
+            experiment.checkpoint(metrics={{"loss": 0}})
+    """)
+    assert done.stderr.count("is saved to") == 3
+    found = {{**e.params}.get("rate", 0): len(e.checkpoints) for e in project.records()}
+    assert found == {0: 1, 0.1: 1, 0.2: 1}
 
 
 def test_rank_0_is_recorded(project: ProjectDirectory) -> None:

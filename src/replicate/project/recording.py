@@ -26,10 +26,11 @@ from replicate.model import (
 )
 from replicate.project.privacy import without_secrets
 from replicate.project.resuming import Resumption
+from replicate.project.slips import PrimaryNames
 from replicate.recorder.client import Recorder
 from replicate.records import new_id, now
 from replicate.secrets import Redact, left_out_message
-from replicate.tree import Listing, relative, select
+from replicate.tree import Listing, path_text, relative, select
 from replicate.values import to_params, to_value
 
 Report = Callable[[str], None]
@@ -57,6 +58,7 @@ class Recording:
         self._allowed = config.allow_secrets
         self._redact = redact
         self._modules = set(modules)
+        self._primary_names = PrimaryNames(self._had_before)
         after = resumed.from_step if resumed else None
         self._next_step: int | float = 0 if after is None else after + 1
         atexit.register(self._stop_at_exit)
@@ -80,6 +82,7 @@ class Recording:
             primary_metric=self._primary_metric(primary_metric),
         )
         self._recorder.checkpoint(record, listing)
+        self._tell(self._primary_names.seen(record))
         if self.remote:
             self.made.append(replace(record, size=listing.size if listing else None))
         return record.id
@@ -113,6 +116,7 @@ class Recording:
         imported = set(process.imported_modules(sys.modules))
         if imported - self._modules:
             self._recorder.packages(sorted(imported - self._modules))
+        self._tell(self._primary_names.ended())
         self._recorder.stop(_stop(error, self._redact), at_exit=at_exit)
         if not at_exit:
             atexit.unregister(self._stop_at_exit)
@@ -124,6 +128,15 @@ class Recording:
         error = None if interactive else getattr(sys, "last_value", None)
         self.stop(error, at_exit=True)
 
+    def _tell(self, slip: str | None) -> None:
+        if slip is not None:
+            self._recorder.problem(slip)
+
+    def _had_before(self, metric: str) -> bool:
+        """Whether an earlier attempt at this run has had a metric."""
+        earlier = self.resumed.experiment.checkpoints if self.resumed else ()
+        return any(metric in checkpoint.metrics for checkpoint in earlier)
+
     # ------------------------------------------------------------ what was passed, as values
 
     def _listing(self, path: Paths) -> tuple[str | tuple[str, ...] | None, Listing | None]:
@@ -132,7 +145,7 @@ class Recording:
             return None, None
         found = []
         try:
-            given = [path] if isinstance(path, str | os.PathLike) else list(path)
+            given = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
         except Exception:  # any object may raise when it is taken apart
             given = []
             self._recorder.problem(f"path must be text or a list of texts, not {_shown(path)}")
@@ -145,6 +158,7 @@ class Recording:
             return None, None
         try:
             listing = select(self._project, found, use_ignore_files=False)
+            self._tell_of_empty(found, listing)
             listing, secret = without_secrets(self._project, listing, found, self._allowed)
         except (ReplicateError, OSError) as error:
             self._recorder.problem(f"A checkpoint lacks files: {error}")
@@ -156,10 +170,17 @@ class Recording:
         single = isinstance(path, str | os.PathLike)
         return (found[0] if single else tuple(found)), listing
 
+    def _tell_of_empty(self, paths: Sequence[str], listing: Listing) -> None:
+        """A directory without files is most often another than was meant."""
+        for path in paths if not listing.left_out else ():
+            above = "" if path == "." else f"{path}/"
+            if not any(s.path == path or s.path.startswith(above) for s in listing.selected):
+                self._recorder.problem(f'A checkpoint lacks files: there are none in "{path}"')
+
     def _locate(self, path: str | os.PathLike[str]) -> str:
         """A script names files from where it runs; from the project's directory will do, too."""
-        here = Path.cwd()
-        in_project = not os.path.lexists(here / path) and os.path.lexists(self._project / path)
+        here, text = Path.cwd(), path_text(path)
+        in_project = not os.path.lexists(here / text) and os.path.lexists(self._project / text)
         return relative(self._project, path, base=self._project if in_project else here)
 
     def _step(self, step: Any) -> int | float:
