@@ -196,6 +196,17 @@ def content_of(directory: Path) -> dict[str, bytes]:
     return found
 
 
+def fill(ballast: Path) -> None:
+    """Take all the space of a disk."""
+    with open(ballast, "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                continue
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep listings of the tests' repositories out of the person's own cache."""

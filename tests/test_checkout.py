@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import replicate
-from conftest import ProjectDirectory, content_of, posix
-from replicate.errors import NotFoundError, UnsafeTreeError
+from conftest import ProjectDirectory, content_of, fill, linux, posix
+from replicate.backends.memory import MemoryBackend
+from replicate.errors import NotFoundError, StorageError, UnsafeTreeError
+from replicate.tree import stage
 
 
 def recorded(project: ProjectDirectory) -> list[str]:
@@ -90,6 +95,58 @@ def test_undo_removes_the_files_and_directories_that_the_checkout_has_added(
         "lib/later.py": b"written after the checkout",
     }
     assert not (target / "new").exists()
+
+
+def test_a_checkout_into_a_new_directory_needs_no_room_in_the_repository(
+    project: ProjectDirectory, small_disk: Path, tmp_path: Path
+) -> None:
+    first, second = recorded(project)
+    moved = replicate.Project(small_disk / "repository", project.path)
+    project.open().push(moved)
+    fill(small_disk / "ballast")
+    target = tmp_path / "new"
+    for id in (second, first):
+        moved.checkout(moved.plan_checkout(moved.pick(second), target / id))
+        moved.resolve(second)
+        assert (target / id / "train.py").read_text() == "version 2"
+    plan = moved.plan_checkout(moved.pick(first), target / second)
+    with pytest.raises(StorageError, match="the disk is full") as raised:
+        moved.checkout(plan)
+    assert raised.value.message.startswith("Cannot keep what is there before it is overwritten")
+    assert raised.value.hint and "-o" in raised.value.hint
+    assert (target / second / "train.py").read_text() == "version 2"
+
+
+@linux
+def test_what_a_killed_checkout_has_left_is_removed_by_the_next_one_and_is_no_code(
+    project: ProjectDirectory,
+) -> None:
+    first, second = recorded(project)
+    before = content_of(project.path)
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_CHECKOUT, first, project.path], env={**os.environ}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert list(project.path.glob(".replicate-checkout-*/*"))
+    with replicate.init() as experiment:
+        pass
+    assert set(project.open().plan_checkout(project.open().pick(experiment.id)).writes) == {
+        *(name for name in before if not name.startswith(".replicate")),
+    }
+    with stage(MemoryBackend(), (), project.path) as other:
+        checkout(project, second, project.path)
+        assert other.directory.is_dir()  # its process is alive
+    assert not list(project.path.glob(".replicate-checkout-*"))
+    assert content_of(project.path) == before
+
+
+_KILLED_CHECKOUT = """
+import os, signal, sys
+from replicate import Project
+project = Project(directory=sys.argv[2])
+plan = project.plan_checkout(project.pick(sys.argv[1]))
+project.checkout(plan, lambda done, total: os.kill(os.getpid(), signal.SIGKILL))
+"""
 
 
 def test_an_undo_can_be_undone(project: ProjectDirectory) -> None:

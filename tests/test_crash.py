@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 
 import replicate
-from conftest import ProjectDirectory, linux
+from conftest import ProjectDirectory, fill, linux
 from replicate.errors import RepositoryError
 from replicate.model import CheckpointRecord, ExperimentRecord, Status
 from replicate.recorder.recovery import recover
@@ -378,17 +378,6 @@ def test_a_full_disk_is_said_once_and_does_not_stop_the_run(
         if checkpoint.tree is not None:
             for entry in opened.repository.tree(checkpoint.tree).entries:
                 assert len(reader(opened.repository.backend, entry)()) == 200_000
-
-
-def fill(ballast: Path) -> None:
-    """Take all the space of a disk."""
-    with open(ballast, "wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 12):
-            try:
-                while file.write(bytes(size)) == size:
-                    pass
-            except OSError:
-                continue
 
 
 def test_init_names_a_repository_that_cannot_be_written(

@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -732,7 +733,7 @@ def test_processes_that_import_the_script_again_are_no_runs_of_their_own(
             experiment.checkpoint(metrics={{"loss": 0}})
     """)
     assert done.stderr.count("is saved to") == 3
-    found = {{**e.params}.get("rate", 0): len(e.checkpoints) for e in project.records()}
+    found = {e.params.get("rate", 0): len(e.checkpoints) for e in project.records()}
     assert found == {0: 1, 0.1: 1, 0.2: 1}
 
 

@@ -31,6 +31,8 @@ NEVER = frozenset(
         *(".cache", ".hypothesis", ".nox", ".tox", "node_modules", ".DS_Store"),
     )
 )
+#: How the name begins of the directory in which a checkout puts its files together.
+STAGING = ".replicate-checkout-"
 #: A directory that has one of these is a virtual or a conda environment.
 ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 #: At one level the latter wins.
@@ -119,7 +121,7 @@ def _children(root: Path, directory: _Directory, is_start: bool) -> list[Entry |
         rules = rules.with_files(root / path, len(rules.lead + prefix), names)
     taken: list[Entry | _Directory] = []
     for name, entry in listing:
-        if entry.name in NEVER or name.endswith(".pyc"):
+        if entry.name in NEVER or name.endswith(".pyc") or name.startswith(STAGING):
             continue
         if rules is not None and rules.ignore(rules.lead + prefix + name, name):
             continue

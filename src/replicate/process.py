@@ -32,6 +32,14 @@ def user() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
+def is_prepared() -> bool:
+    """Whether this is a child that `multiprocessing` only prepares yet, by importing the script
+    once more for it: what stands at the script's top level is done by its parent already."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    # Nothing else tells it: the attribute is there until the child begins with its own work.
+    return multiprocessing is not None and hasattr(multiprocessing.current_process(), "_inheriting")
+
+
 # The command.
 
 #: Interpreter options that take a value.

@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,16 +20,12 @@ from typing import Any
 
 from blake3 import blake3
 
+from replicate import locks
 from replicate.backends.base import Backend, Content
 from replicate.backends.local import LocalBackend
 from replicate.errors import DamagedError
 from replicate.model import Value
 from replicate.records import encode_time, now, seal_event, unseal
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 _SUFFIX = ".job"
 #: How the name of a copy ends that is being made.
@@ -114,16 +109,7 @@ class Spool:
 
     def try_lock(self) -> int | None:
         """The lock, or None while another process has it: then the run is being recorded."""
-        lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if sys.platform == "win32":
-                msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(lock)
-            return None
-        return lock
+        return locks.try_lock(self.directory / "lock")
 
     @property
     def is_locked(self) -> bool:
@@ -139,11 +125,8 @@ class Spool:
 
     @staticmethod
     def unlock(lock: int) -> None:
-        """Give back a lock that no other process was handed. Closing it alone would not do while
-        a process that is just being started has a copy."""
-        if sys.platform != "win32":
-            fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
+        """Give back a lock that no other process was handed."""
+        locks.unlock(lock)
 
     def hurry(self) -> None:
         """Ask the process that records into it to try now what has failed."""

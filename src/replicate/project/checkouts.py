@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from replicate import checks
+from replicate import checks, ignore, maintenance
 from replicate.backends.files import explained
 from replicate.blobs import Recent
 from replicate.errors import (
@@ -74,7 +74,8 @@ class CheckoutPlan:
     def not_empty(self) -> bool:
         """Whether there is anything of the person's in the directory."""
         return self.directory.is_dir() and any(
-            name != ".replicate" for name in os.listdir(self.directory)
+            name != ".replicate" and not name.startswith(ignore.STAGING)
+            for name in os.listdir(self.directory)
         )
 
 
@@ -181,14 +182,15 @@ def perform(
 ) -> CheckedOut:
     """Carry out a plan: stage and verify everything, keep what is there, then put it in place.
 
-    Raises DamagedError or UnsafeTreeError before any of the person's files is touched.
+    Raises DamagedError or UnsafeTreeError before any of the person's files is touched, and
+    StorageError when what is there cannot be kept.
     """
     objects = repository.objects(plan.packs)
     with stage(objects, plan.entries, plan.directory, progress) as staged:
         # Looked at again: there was a question in between, and the person may have gone on working.
         replaced = [*_overwritten(plan.directory, plan.entries), *plan.removes]
         added = [e.path for e in plan.entries if not os.path.lexists(plan.directory / e.path)]
-        backup = _keep(_backups(repository), plan, replaced, added) if replaced or added else None
+        backup = _keep(repository, plan, replaced, added) if replaced or added else None
         staged.move_into_place()
         for path in plan.removes:
             (plan.directory / path).unlink(missing_ok=True)
@@ -275,6 +277,27 @@ def _backups(repository: Repository) -> Repository:
 
 def _keep(
     repository: Repository, plan: CheckoutPlan, replaced: Sequence[str], added: Sequence[str]
+) -> str | None:
+    """Keep what is about to go, and return the id by which it comes back. None where nothing goes
+    and the repository cannot be written, as on a full disk: a checkout that only adds files loses
+    nothing, and only its undo is not to be had."""
+    try:
+        backups = _backups(repository)
+        with maintenance.announced(backups):
+            return _store(backups, plan, replaced, added)
+    except _NotKeptError:
+        raise
+    except StorageError as error:
+        if not replaced:
+            return None
+        raise _NotKeptError(
+            f"Cannot keep what is there before it is overwritten: {error.message}",
+            hint="Nothing was changed. Check out into a new directory with -o.",
+        ) from error
+
+
+def _store(
+    repository: Repository, plan: CheckoutPlan, replaced: Sequence[str], added: Sequence[str]
 ) -> str:
     """Store what is about to go, and a record that says where it belongs; return its id."""
     id = new_id()
@@ -315,8 +338,12 @@ def _sources(directory: Path, paths: Sequence[str]) -> Iterator[Source]:
             raise _not_kept(place, error) from error
 
 
+class _NotKeptError(StorageError):
+    """What would be overwritten cannot be kept, so it stays."""
+
+
 def _not_kept(place: Path, error: OSError) -> StorageError:
-    return StorageError(
+    return _NotKeptError(
         f"Cannot keep {place} before it is overwritten: {error.strerror}",
         hint="Nothing was changed. Move it away, or check out into another directory with -o.",
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, overload
 
-from replicate import analysis, maintenance
+from replicate import analysis
 from replicate.errors import KeyNotFoundError, NotFoundError
 from replicate.model import (
     CheckpointRecord,
@@ -108,10 +108,9 @@ class Checkpoint:
         self._settle()
         trees = (self._experiment.tree_ref, self.record.tree_ref)
         target = Path(os.path.abspath(directory))
-        with maintenance.announced(self._repository.backups):
-            let_go = checkouts.let_go(self._experiment, self.record)
-            plan = checkouts.plan(self._repository, self.id, trees, target, let_go=let_go)
-            checkouts.perform(self._repository, plan)
+        let_go = checkouts.let_go(self._experiment, self.record)
+        plan = checkouts.plan(self._repository, self.id, trees, target, let_go=let_go)
+        checkouts.perform(self._repository, plan)
 
     def _settle(self) -> None:
         """If it was only on this machine when it was looked at, look again."""

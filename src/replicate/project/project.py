@@ -111,7 +111,7 @@ class Project:
         console: bool | str | None = None,
     ) -> Experiment:
         """Start to record this run, or go on with one; see `replicate.init`."""
-        if self.config.mode == "disabled" or config.rank() > 0:
+        if self.config.mode == "disabled" or config.rank() > 0 or process.is_prepared():
             return Experiment(unrecorded(self.config, params), self.repository, home=self)
         labels: Mapping[str, Any] = {"name": name, "tags": tags, "notes": notes, "group": group}
         wanted = self.config.resume if resume is None else resume
@@ -404,17 +404,14 @@ class Project:
         """Carry out a plan. What it overwrites is kept in the repository before, or on this machine
         where that is remote. `progress` is called now and again with the bytes that are done and
         those there are in all."""
-        with maintenance.announced(self.repository.backups):
-            return checkouts.perform(self.repository, plan, progress)
+        return checkouts.perform(self.repository, plan, progress)
 
     def undo_checkout(
         self, id: str | None = None, directory: str | os.PathLike[str] | None = None
     ) -> CheckedOut:
         """Put back what the last checkout into a directory, or the one with the backup `id`, has
         overwritten, and remove what it added. That can be undone in the same way."""
-        backups = self.repository.backups
-        with maintenance.announced(backups):
-            return checkouts.undo(backups, self._target(directory), id)
+        return checkouts.undo(self.repository.backups, self._target(directory), id)
 
     def _target(self, directory: str | os.PathLike[str] | None) -> Path:
         return self.directory if directory is None else Path(os.path.abspath(directory))

@@ -70,7 +70,7 @@ class Recording:
         if self._recorder.stopped:
             self._recorder.report("checkpoint() was called after stop(): it is not recorded")
             return None
-        paths, listing = self._listing(path)
+        paths, listing, lost = self._listing(path)
         record = CheckpointRecord(
             id=new_id(),
             experiment=self.record.id,
@@ -80,6 +80,7 @@ class Recording:
             tree=None,
             metrics=self._metrics(metrics),
             primary_metric=self._primary_metric(primary_metric),
+            lost=lost,
         )
         self._recorder.checkpoint(record, listing)
         self._tell(self._primary_names.seen(record))
@@ -139,36 +140,40 @@ class Recording:
 
     # ------------------------------------------------------------ what was passed, as values
 
-    def _listing(self, path: Paths) -> tuple[str | tuple[str, ...] | None, Listing | None]:
-        """The checkpoint's files. A path that cannot be saved is reported, the others are saved."""
+    def _listing(
+        self, path: Paths
+    ) -> tuple[str | tuple[str, ...] | None, Listing | None, tuple[str, ...]]:
+        """The checkpoint's path and files, and what was asked for and cannot be saved, which is
+        reported, while the others are saved."""
         if path is None:
-            return None, None
-        found = []
+            return None, None, ()
+        found, lost = [], list[str]()
         try:
             given = [path] if isinstance(path, str | bytes | os.PathLike) else list(path)
         except Exception:  # any object may raise when it is taken apart
-            given = []
+            given, lost = [], [_shown(path)]
             self._recorder.problem(f"path must be text or a list of texts, not {_shown(path)}")
         for one in given:
             try:
                 found.append(self._locate(one))
             except (ReplicateError, OSError, TypeError, ValueError) as error:
+                lost.append(_path_shown(one))
                 self._recorder.problem(f"A checkpoint lacks files: {error}")
         if not found:
-            return None, None
+            return None, None, tuple(lost)
         try:
             listing = select(self._project, found, use_ignore_files=False)
             self._tell_of_empty(found, listing)
             listing, secret = without_secrets(self._project, listing, found, self._allowed)
         except (ReplicateError, OSError) as error:
             self._recorder.problem(f"A checkpoint lacks files: {error}")
-            return None, None
+            return None, None, (*lost, *found)
         if secret:
             self._recorder.problem(left_out_message(secret))
         if listing.left_out:
             self._recorder.problem("Not saved: " + "; ".join(listing.left_out))
         single = isinstance(path, str | os.PathLike)
-        return (found[0] if single else tuple(found)), listing
+        return (found[0] if single else tuple(found)), listing, tuple(lost)
 
     def _tell_of_empty(self, paths: Sequence[str], listing: Listing) -> None:
         """A directory without files is most often another than was meant."""
@@ -226,6 +231,12 @@ class Recording:
             f"{_shown(primary)}"
         )
         return None
+
+
+def _path_shown(path: object) -> str:
+    """What was passed as a path, as text that can be written down."""
+    text = str(path) if isinstance(path, str | Path) else _shown(path)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _shown(value: object) -> str:

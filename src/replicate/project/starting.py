@@ -149,7 +149,7 @@ def _relative_paths(project: Path, path: Paths, base: Path) -> str | tuple[str, 
     """What the caller passed as path, relative to the project."""
     if path is None:
         return None
-    if isinstance(path, str | os.PathLike):
+    if isinstance(path, str | bytes | os.PathLike):
         return relative(project, path, base=base)
     paths = [relative(project, p, base=base) for p in path]
     if not paths:

@@ -13,7 +13,15 @@ from replicate.tree.manifest import (
     validate,
 )
 from replicate.tree.reading import open_entry
-from replicate.tree.snapshot import Listing, Selected, Source, add_tree, relative, select
+from replicate.tree.snapshot import (
+    Listing,
+    Selected,
+    Source,
+    add_tree,
+    path_text,
+    relative,
+    select,
+)
 
 __all__ = [
     "Entry",
@@ -26,6 +34,7 @@ __all__ = [
     "decode_tree",
     "encode_tree",
     "open_entry",
+    "path_text",
     "read_manifest",
     "read_tree",
     "reader",

@@ -101,12 +101,23 @@ def _select_link(root: Path, path: str, source: Path) -> Selected | str:
     return Selected(path, source, "file", permission_bits(stat.st_mode), stat.st_size)
 
 
+def path_text(path: object) -> str:
+    """A path that a script has passed, as text. Raises UsageError when it is none."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise UsageError(f"a path must be text or a pathlib.Path, not {type(text).__name__}")
+    if not text:
+        raise UsageError("a path is empty", hint='"." stands for the whole directory.')
+    return text
+
+
 def relative(root: Path, path: str | os.PathLike[str], *, base: Path) -> str:
     """`path` (relative to `base`) as a path inside `root`, with forward slashes; "." is the root.
 
-    Raises UsageError when it is outside the root, and NotFoundError when it does not exist.
+    Raises UsageError when it is outside the root or no path at all, and NotFoundError when it does
+    not exist.
     """
-    whole = os.path.abspath(os.path.join(base, path))
+    whole = os.path.abspath(os.path.join(base, path_text(path)))
     if not os.path.lexists(whole):
         raise NotFoundError(f'"{path}" does not exist (looked for {whole})')
     for inside, here in _spellings(whole, str(root)):
