@@ -19,7 +19,7 @@ from blake3 import blake3
 from replicate import compression
 from replicate.backends.base import Backend, Content
 from replicate.backends.cached import forget
-from replicate.backends.files import open_no_link, several, write_at
+from replicate.backends.files import PIECE, open_no_link, several, write_at
 from replicate.backends.local import LocalBackend
 from replicate.background import Background
 from replicate.chunking import MAX_CHUNK
@@ -311,13 +311,10 @@ def copy_blob(backend: Backend, hash: str, size: int, descriptor: int, offset: i
     suffix, payload = _find(backend, hash)
     try:
         with _named(backend, hash, suffix):
-            found, at = blake3(), offset
-            for piece in compression.pieces(suffix, payload, size):
-                found.update(piece)
-                write_at(descriptor, piece, at)
-                at += len(piece)
-            if found.hexdigest() != hash:
+            data = compression.decoded(suffix, payload, size)
+            if hash_of(data) != hash:
                 raise DamagedError(_OTHER_BYTES)
+            write_at(descriptor, data, offset)
     except DamagedError:
         if not forget(backend, blob_key(hash, suffix)):  # or it may be better there than here
             raise
@@ -329,7 +326,7 @@ class _Buffer(threading.local):
     and written from there, and nothing is mapped or allocated for each blob."""
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(compression.PIECE))
+        self.view = memoryview(bytearray(PIECE))
 
 
 _buffer = _Buffer()

@@ -24,7 +24,6 @@ Nothing here knows of hashes, keys or repositories.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from replicate import planes
@@ -42,8 +41,6 @@ WORTHWHILE = 0.96
 _MAX_WINDOW = 16 << 20
 _SAMPLE = 16 << 10
 _SAMPLES = 3
-#: What is decoded comes in pieces of no more bytes.
-PIECE = planes.PIECE
 #: Of a zstd frame, in bytes: the most there are before its first block, what is before each, and
 #: behind the last with a checksum. A block can be bytes as they are, or one that is repeated.
 _LONGEST_HEAD, _BLOCK_HEAD, _CHECKSUM = 18, 3, 4
@@ -71,29 +68,25 @@ def encode_as(suffix: str, data: bytes) -> bytes:
 
 
 def decode(suffix: str, payload: bytes | memoryview, size: int) -> bytes:
-    """The `size` bytes that `encode` was given. Raises as `pieces` does."""
-    return b"".join(bytes(piece) for piece in pieces(suffix, payload, size))
+    """The `size` bytes that `encode` was given. Raises as `decoded` does."""
+    return bytes(decoded(suffix, payload, size))
 
 
-def pieces(suffix: str, payload: bytes | memoryview, size: int) -> Iterator[memoryview]:
-    """The `size` bytes that `encode` was given, in turn. Each piece is valid until the next one, or
-    until this thread decodes something else.
+def decoded(suffix: str, payload: bytes | memoryview, size: int) -> memoryview:
+    """The `size` bytes that `encode` was given, valid until this thread decodes something else.
 
-    Raises DamagedError, before the first of them, when `payload` does not hold exactly that many; a
-    payload that would grow beyond `size` is never expanded further. `suffix` is one of `SUFFIXES`;
-    `size`, for which memory is kept as long as the thread lives, has been checked to be a chunk's.
+    Raises DamagedError when `payload` does not hold exactly that many; a payload that would grow
+    beyond `size` is never expanded further. `suffix` is one of `SUFFIXES`; `size`, for which memory
+    is kept as long as the thread lives, has been checked to be a chunk's.
     """
     count = PLANES.get(suffix, 0)
     if count > 1:
-        yield from planes.merged(_planes(memoryview(payload), size, count), size)
-        return
+        return planes.merged(_planes(memoryview(payload), size, count), size)
     if count:
-        joined = _expand(payload, _memory(size + 1))
-    elif len(payload) == size:
-        joined = memoryview(payload)
-    else:
+        return _expand(payload, _memory(size + 1))
+    if len(payload) != size:
         raise DamagedError(f"a chunk should have {size} bytes but {len(payload)} are stored")
-    yield from (joined[start : start + PIECE] for start in range(0, size, PIECE))
+    return memoryview(payload)
 
 
 def _sample(data: bytes | memoryview) -> bytes:

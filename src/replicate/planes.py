@@ -1,20 +1,21 @@
 """Bytes taken apart into planes and put together again: of K planes, plane i holds bytes i, i+K,
 i+2K … of the whole, to its very end. So a plane holds the same byte of every number.
 
-With numpy, K bytes are one number: to shift and cast numbers takes two thirds of the time of
-copying every K-th byte, and other threads run meanwhile. It knows nothing of compression.
+With numpy other threads run meanwhile, and there are few calls for each chunk: when two threads go
+on in Python at once, one sleeps, and to wake it takes longer than to copy 64 KiB. It knows nothing
+of compression.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-#: What is put together comes in pieces of so many bytes, which 2 and 4 divide.
-PIECE = 256 << 10
 #: The bytes of a plane may lie in blocks of so many, with something else between them.
 BLOCK = 128 << 10
+#: So many bytes are taken apart at a time, which a processor's cache can hold.
+_AT_ONCE = 1 << 20
 #: From this length on (bytes) it is worth while to import numpy, for 70 ms.
 _LONG = 1 << 20
 
@@ -27,11 +28,6 @@ class Plane(NamedTuple):
     start: int = 0
     gap: int = 0
 
-    def part(self, first: int, length: int) -> memoryview:
-        """Some of the bytes, all of one block."""
-        start = self.start + first + first // BLOCK * self.gap
-        return self.memory[start : start + length]
-
 
 class _Scratch(threading.local):
     """Memory of one thread, used again and again: to get new memory can take longer than to fill
@@ -39,8 +35,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.planes = bytearray()
-        self.whole = bytearray(PIECE)
-        self.halves = (bytearray(PIECE // 2), bytearray(PIECE // 2))
+        self.whole = bytearray()
 
 
 _scratch = _Scratch()
@@ -73,7 +68,7 @@ def _split_numbers(numpy: Any, data: bytes | memoryview, planes: Sequence[memory
     count, size = len(planes), len(data)
     numbers = numpy.frombuffer(data, f"<u{count}", size // count)
     into = [numpy.frombuffer(plane, numpy.uint8) for plane in planes]
-    step = PIECE // count
+    step = _AT_ONCE // count
     for first in range(0, len(numbers), step):
         some = numbers[first : first + step]
         for i, plane in enumerate(into):
@@ -83,41 +78,31 @@ def _split_numbers(numpy: Any, data: bytes | memoryview, planes: Sequence[memory
         planes[i][-1] = data[size - size % count + i]
 
 
-def merged(planes: Sequence[Plane], size: int) -> Iterator[memoryview]:
-    """The `size` bytes whose 2 or 4 planes these are, a piece at a time, which a processor's cache
-    can hold. Each is valid until this thread asks for another."""
+def merged(planes: Sequence[Plane], size: int) -> memoryview:
+    """The `size` bytes whose 2 or 4 planes these are, valid until this thread merges others."""
+    if len(_scratch.whole) < size:
+        _scratch.whole = bytearray(size)
     count, numpy = len(planes), _numpy(size)
-    step, end = min(PIECE // count, BLOCK), size // count
-    for first in range(0, end, step):
-        length = min(step, end - first)
-        parts = [plane.part(first, length) for plane in planes]
+    for i, (plane, length) in enumerate(zip(planes, lengths(size, count), strict=True)):
+        blocks, rest = divmod(length, BLOCK)
         if numpy is not None:
-            _merge_numbers(numpy, parts)
+            shape, apart = (blocks, BLOCK), BLOCK + plane.gap
+            source = numpy.ndarray(shape, "u1", plane.memory, plane.start, (apart, 1))
+            into = numpy.ndarray(shape, "u1", _scratch.whole, i, (BLOCK * count, count))
+            numpy.copyto(into, source)
         else:
-            for i, part in enumerate(parts):
-                _scratch.whole[i : count * length : count] = part
-        yield memoryview(_scratch.whole)[: count * length]
-    if size % count:
-        yield memoryview(b"".join(plane.part(end, 1) for plane in planes[: size % count]))
+            for block in range(blocks):
+                _place(plane, block, BLOCK, i, count)
+        _place(plane, blocks, rest, i, count)
+    return memoryview(_scratch.whole)[:size]
 
 
-def _merge_numbers(numpy: Any, parts: Sequence[memoryview]) -> None:
-    """Fill `_scratch.whole` from its start with numbers of which each part has a byte."""
-    length = len(parts[0])
-    numbers = [numpy.frombuffer(part, numpy.uint8) for part in parts]
-    whole = numpy.frombuffer(_scratch.whole, f"<u{len(parts)}", length)
-    if len(parts) == 4:
-        halves = [numpy.frombuffer(half, "<u2", length) for half in _scratch.halves]
-        for half, low, high in zip(halves, numbers[::2], numbers[1::2], strict=True):
-            _join(numpy, low, high, half)
-        numbers = halves
-    _join(numpy, numbers[0], numbers[1], whole)
-
-
-def _join(numpy: Any, low: Any, high: Any, into: Any) -> None:
-    """`into`, an array of numbers twice as wide, has `low` in its lower half."""
-    numpy.multiply(high, 1 << 8 * low.itemsize, out=into, dtype=into.dtype)
-    numpy.bitwise_or(into, low, out=into)
+def _place(plane: Plane, block: int, length: int, i: int, count: int) -> None:
+    """Put a block of plane `i`, or what there is of it, among the bytes of the whole."""
+    source = plane.start + block * (BLOCK + plane.gap)
+    first = i + block * BLOCK * count
+    part = plane.memory[source : source + length]
+    _scratch.whole[first : first + length * count : count] = part
 
 
 def _numpy(size: int) -> Any:
