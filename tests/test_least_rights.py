@@ -133,6 +133,17 @@ def test_who_may_only_read_can_undo_a_checkout(
     assert (recorded.path / "weights").read_text() == "my own work"
 
 
+def test_who_may_only_read_is_told_when_a_run_begins(
+    recorded: ProjectDirectory, s3_proxy: FaultProxy
+) -> None:
+    s3_proxy.inject(FORBIDDEN, kinds={"PUT", "COPY", "DELETE", "POST"})
+    done = recorded.run(SCRIPT, expect=1)
+    assert "RepositoryError: cannot write" in done.stderr and "is saved to" not in done.stderr
+    recorded.wait_for_helpers()
+    assert recorded.spools() == []
+    assert len(json.loads(recorded.cli("ls", "--json").stdout)) == 1
+
+
 def test_who_may_not_delete_can_record(project: ProjectDirectory, s3_proxy: FaultProxy) -> None:
     project.write("replicate.yaml", f"repository: {s3_proxy.url}\n")
     s3_proxy.inject(FORBIDDEN, kinds={"DELETE"})

@@ -175,6 +175,8 @@ class Helper:
 
     def _make_repository(self) -> None:
         self._repository.create()
+        # The first that the run writes anyway: who may only read learns of it now.
+        self._repository.announce(self._spool.experiment)
         self._reached = True
 
     def _save_some(self, gone: bool, *, urgent: bool) -> str | None:
