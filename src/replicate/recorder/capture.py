@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Method = Literal["lease", "reflink", "copy"]
 
 #: Up to this many bytes a copy is done sooner than a lease is taken, sent and released.
 COPY_LIMIT = 64 << 10
+#: A file that nobody has written to for so long is settled (nanoseconds); no clock ticks slower.
+_SETTLED = 1_000_000_000
 
 
 class TornCaptureError(StorageError):
@@ -39,6 +42,17 @@ class FileState(NamedTuple):
     ino: int
 
 
+class Seal(NamedTuple):
+    """What a file has for as long as nobody writes to it. Others may set its mtime, but no one can
+    set its ctime."""
+
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
 @dataclass(slots=True)
 class Capture:
     """How `take` made a view of a file, and of which state of it.
@@ -51,6 +65,10 @@ class Capture:
     method: Method
     state: FileState
     fd: int | None = None
+    #: With a lease: while it stands, this says which bytes the file holds, once it is `settled`:
+    #: no write can have come, nor come yet, in the same tick of the clock as the last one.
+    seal: Seal | None = None
+    settled: bool = False
 
     def close(self) -> None:
         """Drop this process's hold on the file. Does nothing the second time."""
@@ -119,7 +137,9 @@ def _view(fd: int, source: Path, spooled: Path, lease: bool) -> Capture:
     large = found.st_size > COPY_LIMIT
     mount = (found.st_dev,)
     if lease and large and _works("lease", mount, lambda: filesystem.take_lease(fd)):
-        return Capture("lease", _state(os.fstat(fd)), fd)
+        found = os.fstat(fd)
+        settled = time.time_ns() - found.st_ctime_ns > _SETTLED
+        return Capture("lease", _state(found), fd, _seal(found), settled)
     state = _state(found)
     mounts = (found.st_dev, spooled.parent.stat().st_dev)
     with _whole(spooled) as partial:
@@ -151,6 +171,10 @@ def _works(method: Method, mounts: tuple[int, ...], attempt: Callable[[], None])
 
 def _state(found: os.stat_result) -> FileState:
     return FileState(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def _seal(found: os.stat_result) -> Seal:
+    return Seal(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _require(fd: int, expected: FileState, file: Path) -> None:

@@ -373,7 +373,8 @@ class Recorder:
                     return place
                 if helper.pass_lease(taken, job, number):
                     self._holds.add(taken, job, number, beside)
-                    return {**place, "helper": helper.number}
+                    seal = {"seal": list(taken.seal or ()), "settled": taken.settled}
+                    return {**place, "helper": helper.number, **seal}
         with capture.take(item.source, beside, lease=False) as taken:
             return {**place, "state": list(taken.state)}
 

@@ -31,6 +31,7 @@ from replicate.journal import JournalWriter
 from replicate.model import Status, Value
 from replicate.recorder.capture import TornCaptureError
 from replicate.recorder.held import Held
+from replicate.recorder.known import Known
 from replicate.recorder.retention import Retention
 from replicate.recorder.streams import Streams
 from replicate.records import (
@@ -100,6 +101,7 @@ class Committer:
         the run goes on, or its helper does, which is what heartbeats tell."""
         self._repository = repository
         self._held = held or Held(spool)
+        self._known = Known(repository.backend)
         self._progress = progress
         self._redact = redact
         self._spool = spool
@@ -283,7 +285,7 @@ class Committer:
             else:
                 try:
                     with self._held.open(job.name, file, self._progress) as reader:
-                        yield Source(file["path"], "file", file["mode"], reader=reader)
+                        yield self._known.source(file, reader)
                 except TornCaptureError as error:
                     problems.append(f"{file['path']} could not be saved: {error}")
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -143,7 +143,8 @@ def _spellings(path: str, root: str) -> Iterator[tuple[str, str]]:
 @dataclass(frozen=True, slots=True)
 class Source:
     """What goes into a tree. A file's bytes are `view`, or those of `reader`, which need last no
-    longer than until the next source is asked for; `target` is a link's."""
+    longer than until the next source is asked for, or those of `saved`, which is an entry whose
+    blobs are stored; `target` is a link's. `done` is told what a file has become."""
 
     path: str
     kind: Kind = "file"
@@ -151,6 +152,8 @@ class Source:
     view: memoryview = _EMPTY
     target: str = ""
     reader: Reader | None = None
+    saved: Entry | None = None
+    done: Callable[[Entry], None] | None = None
 
 
 #: Told of a file that is left out, because it cannot be read.
@@ -169,7 +172,10 @@ def add_tree(
     entries = []
     for source in sources:
         try:
-            entries.append(_entry(batch, source, owner))
+            entry = _entry(batch, source, owner)
+            entries.append(entry)
+            if source.done is not None:
+                source.done(entry)
         except OSError as error:
             if lost is None:
                 raise
@@ -183,6 +189,8 @@ def add_tree(
 def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
     if source.kind == "link":
         return Entry(source.path, "link", target=source.target)
+    if source.saved is not None:
+        return replace(source.saved, path=source.path, mode=source.mode)
     reader = source.reader or MemoryReader(source.view)
     whole = blake3(max_threads=blake3.AUTO)
     chunks: list[tuple[str, int]] = []
