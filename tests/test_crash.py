@@ -234,6 +234,7 @@ class Taken:
         found = saved_files(self.project, checkpoint)
         assert found == {name: self.files[name][1] for name in found}
         lost = set(self.files) - set(found)
+        assert lost == set(checkpoint.lost)
         checked = self.project.cli("verify").stdout
         for name in lost:
             assert any(f"{name} could not be saved" in problem for problem in record.problems)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ def test_a_checkpoint_of_a_path_that_cannot_be_saved_keeps_its_metrics(
     record = project.record()
     assert [c.metrics["loss"] for c in record.checkpoints] == [0, 1, 2]
     assert [c.tree for c in record.checkpoints] == [None] * 3
+    assert [c.lost for c in record.checkpoints] == [(path,)] * 3
     assert len(record.problems) == 3 and path in record.problems[0]
 
 
@@ -234,6 +236,13 @@ def test_no_argument_of_checkpoint_can_stop_a_run(
     assert record.checkpoints[-1].metrics == {"loss": 0.5}
     assert record.checkpoints[-1].tree is not None
     assert record.problems
+
+
+def test_a_problem_is_kept_in_whole_sentences(project: ProjectDirectory) -> None:
+    with replicate.init(path=None) as experiment:
+        experiment.checkpoint(metrics={"loss": object()})
+    (problem,) = project.record().problems
+    assert re.search(r"can be kept\. [A-Z]", problem), problem
 
 
 # ------------------------------------------------------------ step and metrics

@@ -84,6 +84,33 @@ def test_a_checkpoint_without_files_takes_no_place() -> None:
     assert steps_that_stay(Keep(best=2), found) == [0, 2]
 
 
+LACKS = ("model",)
+
+
+def lacking(found: Sequence[CheckpointRecord], **lost: tuple[str, ...]) -> list[CheckpointRecord]:
+    """The same, of which those at some steps (s1, s2, …) lack files."""
+    return [replace(c, size=1, lost=lost.get(f"s{c.step}", ())) for c in found]
+
+
+@pytest.mark.parametrize("keep", [Keep(last=1), Keep(best=1), Keep(best=1, last=1, every=2)])
+def test_a_checkpoint_that_lacks_files_takes_the_place_of_no_whole_one(keep: Keep) -> None:
+    found = lacking(checkpoints(3, 2, 1), s1=LACKS, s2=LACKS)
+    assert 0 in steps_that_stay(keep, found)
+    whole_again = [*found, *lacking(checkpoints(3, 2, 1, 0)[3:])]
+    assert steps_that_stay(Keep(last=1), whole_again) == [3]
+
+
+def test_checkpoints_that_all_lack_the_same_are_let_go_as_whole_ones_are() -> None:
+    found = lacking(checkpoints(3, 2, 1), s0=LACKS, s1=LACKS, s2=LACKS)
+    assert steps_that_stay(Keep(last=1), found) == [2]
+    assert steps_that_stay(Keep(best=1), found) == [2]
+
+
+def test_one_that_lacks_more_takes_the_place_of_none_that_lacks_less() -> None:
+    found = lacking(checkpoints(3, 2, 1), s0=("log",), s1=("log", "model"), s2=("optimizer",))
+    assert steps_that_stay(Keep(last=1), found) == [0, 1, 2]
+
+
 keeps = st.builds(
     Keep,
     best=st.none() | st.integers(1, 4),
@@ -184,6 +211,34 @@ def test_the_files_of_other_checkpoints_leave_the_disk_and_their_metrics_stay(
     assert all(str(loss) in shown for loss in LOSSES)
     best = replicate.experiments.list()[0].best()
     assert best is not None and best.metrics["loss"] == 0.1
+
+
+@linux
+@pytest.mark.parametrize("keep", ["{last: 1}", "{best: 1}", "{best: 1, last: 1, every: 7}"])
+@pytest.mark.parametrize("path", ["model", ["model", "log"]])
+def test_a_checkpoint_whose_file_cannot_be_read_costs_none_that_has_it(
+    project: ProjectDirectory, tmp_path: Path, keep: str, path: object
+) -> None:
+    project.write("replicate.yaml", f"keep: {keep}\n")
+    project.run(f"""
+        import ctypes, os, replicate
+        experiment = replicate.init(path=None)
+        give_up_roots_rights = ctypes.CDLL(None).capset
+        give_up_roots_rights((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+        for step in range(3):
+            open("model", "wb").write(b"%d" % step * 100_000)
+            open("log", "w").write(str(step))
+            os.chmod("model", 0 if step else 0o600)
+            experiment.checkpoint(
+                {path!r}, metrics={{"loss": -step}}, primary_metric=("loss", "minimize")
+            )
+            os.chmod("model", 0o600)
+    """)
+    record = project.record()
+    assert [c.lost for c in record.checkpoints] == [(), ("model",), ("model",)]
+    assert not record.checkpoints[0].dropped
+    saved = project.files_of(record.checkpoints[0].id, tmp_path / "out")
+    assert saved["model"] == b"0" * 100_000
 
 
 def test_what_is_dropped_is_no_longer_counted(project: ProjectDirectory) -> None:

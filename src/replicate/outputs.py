@@ -42,7 +42,8 @@ class CheckpointRecord:
     `path` is what was passed to `checkpoint()`, relative to the project (None: no files); `tree`
     is the hash of the manifest of those files. `size` is their bytes; `stored` is how many bytes
     were new to the repository. Neither is None unless there are no files. `dropped` says that
-    there were files, and that `keep` has let them go. `attempt` is the number of the attempt that
+    there were files, and that `keep` has let them go; `lost` are the paths that were asked for and
+    could not be saved, without which it is not whole. `attempt` is the number of the attempt that
     made it; `superseded` says that a later attempt went back to before it: it is kept, and is never
     best or latest. One that is not `saved` is only on the machine that this is read on.
     """
@@ -62,6 +63,12 @@ class CheckpointRecord:
     superseded: bool = False
     packs: tuple[str, ...] = ()
     saved: bool = True
+    lost: tuple[str, ...] = ()
+
+    @property
+    def has_all_files(self) -> bool:
+        """Whether all that was asked for can be had back, and is not nothing."""
+        return self.tree is not None and not self.lost
 
     @property
     def tree_ref(self) -> TreeRef | None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -31,12 +32,14 @@ from replicate.records import (
     attempt_data,
     checkpoint_data,
     encode_experiment,
+    encode_lost,
     encode_time,
     new_id,
     stop_data,
 )
 from replicate.repository import Repository
 from replicate.spool import Spool, job_header
+from replicate.text import size as size_text
 from replicate.tree import Listing, Selected
 
 #: Files up to this size travel inside their job (bytes): one file to create, and not two.
@@ -69,11 +72,13 @@ class Recorder:
         settings: Mapping[str, Any],
         report: Report,
         console: Console | None = None,
+        show: Report = lambda message: None,
     ) -> None:
         self._repository = repository
         self._spool = spool
         self._settings = settings
         self._report_to = report
+        self._show_to = show
         self._redact = redaction(settings["allow_secrets"])
         self._said: set[str] = set()
         self._kept: list[_Kept] = []
@@ -126,7 +131,7 @@ class Recorder:
             raise
         _live.add(self)
         self._notify()
-        for problem in problems:
+        for problem in problems.values():
             self.problem(problem)
 
     def _await_repository(self) -> None:
@@ -157,11 +162,11 @@ class Recorder:
             header = {
                 "kind": "checkpoint",
                 "time": encode_time(record.created),
-                "data": checkpoint_data(record),
+                "data": checkpoint_data(replace(record, lost=(*record.lost, *problems))),
                 **files,
             }
             self._add(name, header, data)
-            for problem in problems:
+            for problem in problems.values():
                 self.problem(problem)
 
     def log(self, metrics: Any, step: Any) -> None:
@@ -186,7 +191,7 @@ class Recorder:
         message = self._redact(message)
         self.report(message)
         with self._guarded("a problem"):
-            self._add_event("problem", {"message": " ".join(message.split("\n"))})
+            self._add_event("problem", {"message": _in_a_line(message)})
 
     def edit(self, kind: str, data: Mapping[str, Value]) -> None:
         """Record a change of the experiment's labels."""
@@ -254,8 +259,9 @@ class Recorder:
     @property
     def pending(self) -> int:
         """Bytes that are not in the repository yet: in the spool, or held still by a lease until
-        the helper has copied them there."""
-        return self._spool.size() + self._release_copied()
+        the helper has copied them there. What it has read already is on its way."""
+        read = self._saver.read if isinstance(self._saver, HelperLink) else 0
+        return max(0, self._spool.size() + self._release_copied() - read)
 
     def _release_copied(self) -> int:
         """Let go of the files that the helper has copied; return the bytes of the others."""
@@ -272,6 +278,10 @@ class Recorder:
     def failing(self) -> bool:
         """Whether the repository cannot be reached at present, as far as is known here."""
         return isinstance(self._saver, HelperLink) and self._saver.failing
+
+    def show(self, message: str) -> None:
+        """Show the person what holds for the moment; "" when that is over."""
+        self._show_to(message)
 
     def report(self, message: str) -> None:
         """Tell the person, once for each message, and without secrets."""
@@ -292,11 +302,11 @@ class Recorder:
             return
         self._unseen = size
         if self.pending + size > bound and (self.failing or not self._online):
-            self.report(f"More than {bound / 1e6:,.0f} MB wait in {self._spool.directory}")
+            self.report(f"More than {size_text(bound)} wait in {self._spool.directory}")
         elif self.pending + size > bound:
             self.report(
                 f"Saving is slower than the run: checkpoint() waits while more than "
-                f"{bound / 1e6:,.0f} MB are pending (`max_pending` in replicate.yaml)."
+                f"{size_text(bound)} are pending (`max_pending` in replicate.yaml)."
             )
             self._wait(below=max(0, bound - size))
 
@@ -326,7 +336,7 @@ class Recorder:
         size = sum(len(content) for _, _, data in self._kept for content in data)
         if size > _MAX_KEPT:
             name, header, _ = self._kept.pop()
-            self._kept.append((name, {**header, "files": []}, []))
+            self._kept.append((name, _without_files(header), []))
             self.report(
                 f"The files of a checkpoint are lost: {self._spool.directory} cannot be written "
                 f"({error.strerror}), and memory for what is pending is used up."
@@ -338,14 +348,14 @@ class Recorder:
 
     def _take_files(
         self, job: str, listing: Listing | None
-    ) -> tuple[dict[str, Value], list[Content], list[str]]:
+    ) -> tuple[dict[str, Value], list[Content], dict[str, str]]:
         """The files as a job's header lists them, the bytes that go into the job itself, and a
-        sentence for each file that could not be taken."""
+        sentence for each path that could not be taken."""
         if listing is None:
-            return {}, [], []
+            return {}, [], {}
         files: list[dict[str, Value]] = []
         data: list[Content] = []
-        problems: list[str] = []
+        problems: dict[str, str] = {}
         position = 0
         for number, item in enumerate(listing.selected):
             try:
@@ -359,7 +369,7 @@ class Recorder:
                     place = {"mode": item.mode, **self._take_large(item, job, number)}
                 files.append({"path": item.path, **place})
             except (StorageError, OSError) as error:
-                problems.append(f"{item.path} could not be saved: {error}")
+                problems[item.path] = f"{item.path} could not be saved: {error}"
         return {"files": files}, data, problems
 
     def _take_large(self, item: Selected, job: str, number: int) -> dict[str, Value]:
@@ -477,6 +487,8 @@ class Recorder:
             except Stalled as stalled:
                 trouble = str(stalled)
                 break
+            finally:
+                self.show("")
         self._release_copied()
         if trouble:
             self.report(
@@ -539,6 +551,20 @@ def _inputs_header(inputs: ExperimentRecord | Attempt, modules: list[str]) -> di
         return {**job_header("attempt", data=data, modules=modules)}
     record = encode_experiment(inputs).decode()
     return job_header("experiment", record=record, modules=modules)
+
+
+def _in_a_line(message: str) -> str:
+    """The lines of a message as sentences."""
+    *first, last = filter(None, map(str.strip, message.split("\n")))
+    return " ".join([*(line if line[-1] in ".:;?!" else f"{line}." for line in first), last])
+
+
+def _without_files(header: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The header of a job whose files are lost; of a checkpoint, it names them."""
+    if header["kind"] != "checkpoint" or "files" not in header:
+        return {**header, "files": []} if "files" in header else header
+    lost = [*header["data"].get("lost", ()), *(file["path"] for file in header["files"])]
+    return {**header, "files": [], "data": {**header["data"], **encode_lost(lost)}}
 
 
 _live: WeakSet[Recorder] = WeakSet()

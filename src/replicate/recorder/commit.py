@@ -38,6 +38,7 @@ from replicate.records import (
     decode_checkpoint,
     decode_experiment,
     decode_time,
+    encode_lost,
     encode_value,
     new_id,
     now,
@@ -68,12 +69,27 @@ class _Draft:
     tree: str | None = None
     size: int | None = None
     problems: list[str] = field(default_factory=list)
+    #: The paths that could not be saved.
+    lost: list[str] = field(default_factory=list)
     #: Found out while the disk is busy with the blobs.
     surroundings: Background[dict[str, Any]] | None = None
 
-    def lost(self, source: Source, error: OSError) -> None:
+    def lose(self, path: str, why: str) -> None:
         """A file cannot be read: the others are saved."""
-        self.problems.append(f"{source.path} could not be saved: {error.strerror or error}")
+        step = self.header.get("data", {}).get("step")
+        at = "" if step is None else f" at step {step}"
+        self.problems.append(f"{path} could not be saved{at}: {why}")
+        self.lost.append(path)
+
+    def lose_source(self, source: Source, error: OSError) -> None:
+        self.lose(source.path, error.strerror or str(error))
+
+    def checkpoint(self, outcome: Mapping[str, Any]) -> Event:
+        """The event of a checkpoint, which names what the trainer could not save of it, and what
+        could not be saved here."""
+        data = self.header["data"]
+        lost = encode_lost([*data.get("lost", ()), *self.lost])
+        return "checkpoint", self.time, {**data, **outcome, **lost}
 
     def facts(self) -> dict[str, Any]:
         """The machine, the git repository and the packages of a run, or of an attempt at it."""
@@ -92,17 +108,20 @@ class Committer:
         compress: bool = False,
         keep: Keep | None = None,
         held: Held | None = None,
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda read: None,
         tails: Sequence[Mapping[str, Any]] = (),
         redact: Redact = redact_text,
         alive: bool = True,
     ) -> None:
         """`held` are the files that a guard holds; without it each is a copy. `alive` says that
-        the run goes on, or its helper does, which is what heartbeats tell."""
+        the run goes on, or its helper does, which is what heartbeats tell. `progress` is told
+        again and again how many bytes it has read of jobs that are still in the spool."""
         self._repository = repository
         self._held = held or Held(spool)
         self._known = Known(repository.backend)
         self._progress = progress
+        #: Bytes of the large files of the jobs at hand that were read.
+        self._read = 0
         self._redact = redact
         self._spool = spool
         self._compress = compress
@@ -229,7 +248,7 @@ class Committer:
             names = names[:-1] or names
         if not names:
             return []
-        started = time.time()
+        started, self._read = time.time(), 0
         batch = self._repository.batch(compress=self._compress, recent=self._recent)
         drafts: list[_Draft] = []
         done: list[str] = []
@@ -255,7 +274,12 @@ class Committer:
         for name in done:
             self._spool.remove(name)
             self._held.forget(name)
+        self._progress(0)
         return [p for draft in drafts for p in draft.problems]
+
+    def _count(self, length: int) -> None:
+        self._read += length
+        self._progress(self._read)
 
     def _draft(self, name: str, batch: Batch, stack: ExitStack) -> _Draft:
         """Queue the job's blobs. What cannot be read of it becomes a problem of the draft."""
@@ -266,15 +290,16 @@ class Committer:
         draft = _Draft(name, job.header, decode_time(job.header["time"]))
         if "files" in job.header:
             try:
-                sources = self._sources(job, draft.problems)
-                draft.tree, draft.size = add_tree(batch, sources, name, draft.lost)
+                sources = self._sources(job, draft)
+                draft.tree, draft.size = add_tree(batch, sources, name, draft.lose_source)
             except (UsageError, UnsafeTreeError) as error:
                 # That concerns this job only. A failure of the repository concerns every job, so
                 # it is passed on, and all of them are tried again.
                 draft.problems.append(f"The files of a checkpoint could not be saved: {error}")
+                draft.lost = [file["path"] for file in job.header["files"]]
         return draft
 
-    def _sources(self, job: Job, problems: list[str]) -> Iterator[Source]:
+    def _sources(self, job: Job, draft: _Draft) -> Iterator[Source]:
         """What the job's files hold. One that is lost is a problem, and the others are saved."""
         for file in job.header["files"]:
             if "target" in file:
@@ -284,10 +309,10 @@ class Committer:
                 view = job.data[file["at"] : file["at"] + file["size"]]
             else:
                 try:
-                    with self._held.open(job.name, file, self._progress) as reader:
+                    with self._held.open(job.name, file, self._count) as reader:
                         yield self._known.source(file, reader)
                 except TornCaptureError as error:
-                    problems.append(f"{file['path']} could not be saved: {error}")
+                    draft.lose(file["path"], str(error))
                 continue
             yield Source(file["path"], "file", file["mode"], view)
 
@@ -309,8 +334,10 @@ class Committer:
             elif kind == "ending":
                 if self._is_news(draft.header["data"], events):
                     events.append(("stop", draft.time, draft.header["data"]))
+            elif kind == "checkpoint":
+                events.append(draft.checkpoint(outcome))
             elif kind != "lost":
-                events.append((kind, draft.time, {**draft.header["data"], **_only(kind, outcome)}))
+                events.append((kind, draft.time, draft.header["data"]))
             events += [("problem", now(), {"message": self._redact(p)}) for p in draft.problems]
         self.created = self.created or bool(events)
         self.record(*events)
@@ -366,7 +393,3 @@ def _surroundings(draft: _Draft, directory: Path | None) -> dict[str, Any]:
     if directory is not None:
         facts["git"] = environment.git(directory)
     return {"environment": facts, "packages": environment.packages(draft.header["modules"])}
-
-
-def _only(kind: str, outcome: Mapping[str, Value]) -> Mapping[str, Value]:
-    return outcome if kind == "checkpoint" else {}

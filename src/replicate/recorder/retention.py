@@ -21,9 +21,20 @@ def to_drop(keep: Keep, checkpoints: Sequence[CheckpointRecord]) -> list[Checkpo
     Those without files do not count, so that metrics alone take no file's place; nor do those that
     a later attempt has superseded, as long as there are others. The latest one with files always
     keeps them. While none has a value of the primary metric, `best` cannot tell which to let go,
-    and all stay.
+    and all stay. One of which files were lost takes the place of no other that has them.
     """
-    candidates = [c for c in checkpoints if c.tree is not None]
+    candidates = [c for c in checkpoints if c.tree is not None and (c.size or not c.lost)]
+    if not any(c.lost for c in candidates):
+        return _unnamed(keep, candidates)
+    dropped = set()
+    for lost in {frozenset(c.lost) for c in candidates}:
+        rivals = [c for c in candidates if lost.issuperset(c.lost)]
+        dropped |= {c.id for c in _unnamed(keep, rivals) if lost == set(c.lost)}
+    return [c for c in candidates if c.id in dropped]
+
+
+def _unnamed(keep: Keep, candidates: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
+    """Those of the candidates that `keep` does not name, when these are all there are."""
     ranked = ranking(candidates)
     if keep.best is not None and not ranked:
         return []

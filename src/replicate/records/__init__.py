@@ -16,6 +16,7 @@ from replicate.records.events import (
     decode_primary_metric,
     decode_stop,
     encode_event,
+    encode_lost,
     stop_data,
 )
 from replicate.records.experiments import (
@@ -50,6 +51,7 @@ __all__ = [
     "dump",
     "encode_event",
     "encode_experiment",
+    "encode_lost",
     "encode_time",
     "encode_value",
     "new_id",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import lru_cache
@@ -84,7 +84,13 @@ def checkpoint_data(record: CheckpointRecord) -> dict[str, Value]:
         "size": record.size,
         "stored": record.stored,
         **encode_packs(record.packs),
+        **encode_lost(record.lost),
     }
+
+
+def encode_lost(paths: Sequence[str]) -> dict[str, Value]:
+    """What a `checkpoint` event says of the paths that could not be saved."""
+    return {"lost": list(paths)} if paths else {}
 
 
 # A run names the same one at each of its checkpoints.
@@ -119,6 +125,7 @@ def decode_checkpoint(experiment: str, time: datetime, data: Mapping[str, Any]) 
         False,
         decode_packs(data),
         True,
+        tuple(checks.texts(data["lost"])) if "lost" in data else (),
     )
     # As __init__ does for a frozen class with slots, in half the time: journals have thousands.
     made: CheckpointRecord = object.__new__(CheckpointRecord)
