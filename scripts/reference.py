@@ -25,8 +25,9 @@ def commands() -> str:
     sections = [command(context, name) for name in COMMANDS]
     intro = (
         "Data goes to standard output, everything else to standard error. The exit code is 0 when "
-        "it is done, 1 when it failed, 2 for wrong use, 130 after Ctrl-C. An id may be "
-        "shortened to any prefix that is unambiguous. `NO_COLOR` is honoured.\n"
+        "it is done, 1 when it failed, 2 for wrong use, 130 after Ctrl-C (0 in `logs -f`, "
+        "which ends that way). An id may be shortened to any prefix that is unambiguous. "
+        "`NO_COLOR` is honoured.\n"
     )
     return "\n".join(["# Commands\n", NOTE, intro, *sections])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -154,6 +155,12 @@ def test_when_nothing_matches_it_says_what_there_is_instead(
     result = run("ls", *(word for text in filters for word in ("-f", text)))
     assert result.stdout == ""
     assert result.stderr.startswith(f"No experiment matches: {said}")
+
+
+def test_times_and_durations_that_match_nothing_are_told_as_a_range(kept: Path) -> None:
+    said = run("ls", "-f", "created < 2001").stderr
+    assert re.search(r"created is from \w+, .* UTC to \w+, ", said), said
+    assert re.search(r"duration is .*[0-9] ?s", run("ls", "-f", "duration > 300 days").stderr)
 
 
 # ---------------------------------------------------------------- in which order

@@ -654,6 +654,10 @@ def test_verbose_shows_where_an_error_comes_from() -> None:
     ("words", "said"),
     [
         (["lss"], 'error: there is no command "lss"; did you mean ls?\n'),
+        (
+            ["completion"],
+            "error: Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish\n",
+        ),
         (["show"], "error: Missing argument 'ID'\nhint: see `replicate show --help`\n"),
         (["ls", "--nonsense"], "error: No such option '--nonsense'"),
         (["ls", "--quiet", "--json"], "error: --quiet cannot be used together with"),

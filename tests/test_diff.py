@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -40,6 +41,7 @@ def side(
     code: Mapping[str, FileSide] | None = None,
     outputs: Mapping[str, FileSide] | None = None,
     packages: Mapping[str, str] | None = None,
+    logged: Mapping[str, Any] | None = None,
 ) -> Side:
     checkpoint = CheckpointRecord(
         id="c" * 64,
@@ -61,6 +63,7 @@ def side(
         path=".",
         tree=None,
         packages=packages or {},
+        logged=logged or {},
         checkpoints=(checkpoint,),
     )
     return Side(experiment, checkpoint, code or {}, outputs or {})
@@ -106,6 +109,19 @@ def test_the_primary_metric_comes_first_and_packages_by_name() -> None:
     comparison = compare(left, right)
     assert [c.name for c in comparison.metrics] == ["accuracy", "loss"]
     assert [c.name for c in comparison.packages] == ["PyYAML", "torch"]
+
+
+def test_what_was_only_logged_is_compared_as_it_was_last() -> None:
+    left = side(metrics={"accuracy": 1, "f1": 1}, logged={"loss": 0.5, "f1": 7, "accuracy": 7})
+    right = side(metrics={"accuracy": 2}, logged={"loss": 0.4, "lr": 0.1, "accuracy": 8})
+    comparison = compare(left, right)
+    assert comparison.logged == [
+        Change("loss", 0.5, 0.4),
+        Change("f1", 7, MISSING),
+        Change("lr", MISSING, 0.1),
+    ]
+    assert not compare(side(logged={"a": 1}), side(logged={"a": 2})).identical
+    assert compare(side(logged={"a": 1}), side(logged={"a": 1})).identical
 
 
 def test_the_same_on_both_sides_is_identical() -> None:

@@ -113,7 +113,15 @@ def test_ids_and_filters_choose(trained: ProjectDirectory, tmp_path: Path) -> No
     assert [e["id"] for e in lines(tmp_path / "a.jsonl")] == [first.id]
     assert [e["id"] for e in lines(tmp_path / "b.jsonl")] == [second.id]
     done = trained.cli("export", str(tmp_path / "c"), "--filter", "rate > 9", expect=2)
-    assert "nothing to export" in done.stderr
+    assert 'No experiment matches: "rate > 9" is true of none; rate is' in done.stderr
+
+
+def test_a_name_says_the_format_or_why_it_cannot(trained: ProjectDirectory, tmp_path: Path) -> None:
+    trained.cli("export", str(tmp_path / "all.JSONL"))
+    assert len(lines(tmp_path / "all.JSONL")) == 2
+    done = trained.cli("export", str(tmp_path / "all.parquet"), expect=2)
+    assert "--format parquet" in done.stderr
+    assert not (tmp_path / "all.parquet").exists()
 
 
 @pytest.mark.parametrize("name", ["out", "out.jsonl", "tables"])

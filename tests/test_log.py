@@ -100,10 +100,10 @@ def test_what_is_no_number_is_reported_once_and_the_rest_is_recorded(
         experiment.log("loss")  # type: ignore[arg-type]
         experiment.log({"good": 1}, step="last")  # type: ignore[arg-type]
     said = capsys.readouterr().err
-    assert said.count("'text' is a str and no number") == 1
-    assert said.count("'hostile' is a Hostile and no number") == 1
-    assert said.count("log() takes a dict of metrics, not a str") == 1
-    assert said.count("step must be a number, not a str") == 1
+    assert said.count("'text' is no number but str") == 1
+    assert said.count("'hostile' is no number but Hostile") == 1
+    assert said.count("log() takes a dict of metrics, not str") == 1
+    assert said.count("step must be a number, not str") == 1
     assert [p.metrics for p in experiment.history()] == [{"good": i} for i in (0, 1, 2, 1)]
 
 

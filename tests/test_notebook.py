@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 
 from conftest import ProjectDirectory
 from experiments import LOSS, listed, losses, record
+from replicate.errors import NotFoundError
 from replicate.model import ExperimentRecord, Status, Stop
 
 
@@ -59,6 +60,14 @@ def pages(made: ExperimentRecord) -> list[str]:
         found[0].checkpoints._repr_html_(),
         checkpoint._repr_html_(),
     ]
+
+
+def test_sort_says_how_the_greatest_comes_first_in_python() -> None:
+    both = listed(record(0, metrics=losses(1.0)), record(1, metrics=losses(2.0)))
+    assert both.sort("loss", reverse=True)[0].id == both[1].id
+    with pytest.raises(NotFoundError) as error:
+        both.sort("loss-desc")
+    assert 'sort("loss", reverse=True)' in (error.value.hint or "")
 
 
 #: All that a representation is made of.

@@ -380,5 +380,10 @@ def test_plot_says_what_is_wrong(
     assert says in recorded.cli("plot", *arguments, expect=code).stderr
 
 
+def test_plot_says_why_no_experiment_matches(recorded: ProjectDirectory) -> None:
+    said = recorded.cli("plot", "-f", "lr = 5", expect=2).stderr
+    assert 'No experiment matches: "lr = 5" is true of none; lr is ' in said
+
+
 def test_plot_of_an_empty_project_says_so(project: ProjectDirectory) -> None:
     assert "no experiments" in project.cli("plot", expect=2).stderr

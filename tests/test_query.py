@@ -227,6 +227,33 @@ def test_every_field_can_be_filtered(text: str) -> None:
     assert matches(text, record)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("duration > 1 min", "duration < 2h", "duration < 1.5 hours", "duration >= 1 min 30 s"),
+        *("duration = 1m30s", "duration != an hour", "duration = 90", "duration > '89'"),
+    ],
+)
+def test_a_duration_is_compared_with_a_length_of_time(text: str) -> None:
+    assert matches(text, experiment())
+    assert not matches("duration > 2 min", experiment())
+
+
+@pytest.mark.parametrize("length", ["hour", "1 fortnight", "1 hour ago", "true", "1h x"])
+def test_what_is_no_length_of_time_is_wrong_use(length: str) -> None:
+    with pytest.raises(UsageError, match="no length of time") as error:
+        parse_filter(f"duration > {length}")
+    assert "90 min" in (error.value.hint or "")
+
+
+def test_a_name_with_a_sign_in_it_can_be_quoted() -> None:
+    records = [experiment(params={"a=b": 3})]
+    assert select(records, [parse_filter('"a=b" = 3')]) == records
+    with pytest.raises(NotFoundError) as error:
+        select(records, [parse_filter("a=b = 3")])
+    assert '"a=b" = 3' in (error.value.hint or "")
+
+
 def test_tags_are_a_set() -> None:
     assert matches("tags = null", experiment())
     assert not matches("tags = a", experiment(tags=("b", "ab")))

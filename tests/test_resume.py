@@ -494,6 +494,24 @@ def test_a_fork_has_its_parents_params_and_says_where_it_came_from(
     ]
 
 
+def test_a_fork_takes_the_id_of_a_checkpoint_and_the_files_of_its_parent(
+    project: ProjectDirectory,
+) -> None:
+    project.write("model.py", "depth = 3")
+    project.write("other.py", "")
+    with replicate.init(path="model.py") as base:
+        base.checkpoint(step=7)
+        base.checkpoint(step=8)
+    made = base.checkpoints[0].id
+    with base.fork(made[:10]) as fork:
+        assert fork.parent == Origin(base.id, made)
+        assert fork.record.path == "model.py"
+    with replicate.init(path=None) as bare, bare.fork() as child:
+        assert child.record.path is None
+    with pytest.raises(NotFoundError, match="starts with 'xyz'"):
+        base.fork("xyz")
+
+
 def test_lineage_is_drawn_from_the_youngest_too_and_names_what_is_deleted(
     project: ProjectDirectory,
 ) -> None:

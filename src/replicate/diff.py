@@ -1,4 +1,4 @@
-"""What differs between two checkpoints: params, metrics, packages, code and outputs.
+"""What differs between two checkpoints: params, metrics, what was logged, packages, code, outputs.
 
 Pure values and text: it knows what equal means and how a unified diff is written, and nothing of
 storage (a file's bytes come from the `read` that it is given) or of how a difference is shown.
@@ -89,6 +89,7 @@ class Comparison:
     right: Side
     params: list[Change]
     metrics: list[Change]
+    logged: list[Change]
     packages: list[Change]
     outputs: list[FileChange]
     code: list[FileChange]
@@ -101,13 +102,15 @@ class Comparison:
     @property
     def identical(self) -> bool:
         """Whether nothing differs."""
-        return not (self.params or self.metrics or self.packages or self.outputs or self.code)
+        values = self.params or self.metrics or self.logged or self.packages
+        return not (values or self.outputs or self.code)
 
 
 def compare(left: Side, right: Side) -> Comparison:
     """All that differs between two sides. Reads no file: hashes and modes decide.
 
     The primary metric comes before the others, packages come by name, all else in its own order.
+    What was logged is compared as it was last, but for what both checkpoints have as a metric.
     A checkpoint's output is no code, even where an experiment found it from an earlier run.
     """
     sides = (left, right)
@@ -117,6 +120,11 @@ def compare(left: Side, right: Side) -> Comparison:
     all_code = [s.code or {} if known else {} for s in sides]
     code = [{p: f for p, f in files.items() if p not in either} for files in all_code]
     metrics = [flatten(s.checkpoint.metrics) if s.checkpoint else {} for s in sides]
+    both = metrics[0].keys() & metrics[1].keys()
+    logged = [
+        {name: value for name, value in flatten(s.experiment.logged).items() if name not in both}
+        for s in sides
+    ]
     primary = left.experiment.primary_metric
     return Comparison(
         left=left,
@@ -126,6 +134,7 @@ def compare(left: Side, right: Side) -> Comparison:
             compare_values(*metrics),
             key=lambda change: primary is None or change.name != primary.name,
         ),
+        logged=compare_values(*logged),
         packages=sorted(
             compare_values(left.experiment.packages, right.experiment.packages),
             key=lambda change: change.name.lower(),

@@ -1,4 +1,5 @@
-"""What a time that a person writes stands for: "2026-11-01", "yesterday", "2 days ago".
+"""What a time that a person writes stands for: "2026-11-01", "yesterday", "2 days ago"; and a
+length of time: "90 min", "1 h 30 min".
 
 It knows the calendar, and is told what time it is now.
 """
@@ -46,10 +47,9 @@ _UNITS = {
     "month": timedelta(days=30),
     "y": timedelta(days=365),
 }
-_AGO = re.compile(
-    r"(?P<count>[0-9]{1,9}|an?) ?"
-    r"(?P<unit>[smhdwy]|sec|min|(second|minute|hour|day|week|month|year)s?) ago"
-)
+_UNIT = r"(?P<unit>[smhdwy]|sec|min|(second|minute|hour|day|week|month|year)s?)"
+_AGO = re.compile(rf"(?P<count>[0-9]{{1,9}}|an?) ?{_UNIT} ago")
+_PART = re.compile(rf"(?P<count>[0-9]{{1,9}}(\.[0-9]{{1,9}})?|an?) ?{_UNIT}(?![a-z])[ ,]*")
 _MONTH = re.compile(r"(?P<year>[0-9]{4})(-(?P<month>[0-9]{2}))?")
 _EXAMPLES = "2026-11-01, 2026-11-01 14:30, 2026-11, yesterday, today, 2 days ago, 3 hours ago"
 
@@ -68,9 +68,34 @@ def parse_period(text: str, now: datetime) -> Period:
         raise UsageError(f'"{text}" is no time', hint=f"times are such as {_EXAMPLES}") from error
 
 
+def parse_length(text: str) -> float:
+    """The seconds that the text stands for: a number of them, or parts with units.
+
+    Raises UsageError, with examples, for what is no length of time.
+    """
+    words = " ".join(text.split()).lower()
+    try:
+        return float(words)
+    except ValueError:
+        pass
+    parts = [*_PART.finditer(words)]
+    if not parts or "".join(part[0] for part in parts) != words:
+        raise UsageError(
+            f'"{text}" is no length of time',
+            hint="lengths are such as 90 min, 2h, 1 hour 30 min; a number alone is of seconds",
+        )
+    counts = [float(part["count"]) if part["count"][0].isdecimal() else 1.0 for part in parts]
+    units = [_unit(part["unit"]).total_seconds() for part in parts]
+    return sum(count * unit for count, unit in zip(counts, units, strict=True))
+
+
+def _unit(name: str) -> timedelta:
+    return _UNITS["month" if name.startswith("mo") else name[0]]
+
+
 def _ago(count: str, unit: str, now: datetime) -> Period:
     """A moment; what equals it is what a table of experiments shows as that long ago."""
-    length = _UNITS["month" if unit.startswith("mo") else unit[0]]
+    length = _unit(unit)
     moment = now - length * (int(count) if count.isdecimal() else 1)
     return Period(moment - length + _INSTANT, moment + _INSTANT, moment, moment)
 

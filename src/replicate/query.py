@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from replicate.errors import NotFoundError, UsageError
 from replicate.model import ExperimentRecord, Status, Value, flatten, same
-from replicate.periods import parse_period
+from replicate.periods import parse_length, parse_period
 
 Compare = Callable[[Value, Value], bool]
 Test = Callable[[Value], bool]
@@ -159,6 +159,7 @@ class Filter:
         return self.test(value_of(record, self.name))
 
 
+_SIGNS = frozenset("=!<>~")
 _FILTER = re.compile(
     r"""\s* (?: (?P<quote>["']) (?P<quoted>.*?) (?P=quote) | (?P<plain>[^=!<>~]*?) )
         \s* (?P<operator>[=!<>~]+) \s* (?P<value>.*?) \s*""",
@@ -194,14 +195,29 @@ def select(
     records: Sequence[ExperimentRecord], filters: Sequence[Filter]
 ) -> list[ExperimentRecord]:
     """The experiments for which all filters hold. Raises like `check_names`."""
-    check_names([f.name for f in filters], records)
+    for one in filters:
+        try:
+            check_names([one.name], records)
+        except NotFoundError as error:
+            whole = [name for name in names(records) if _begins(one.text, name)]
+            if whole:
+                error.hint = f"a name with such a sign stands in quotes: '\"{whole[-1]}\" = 3'"
+            raise
     return [record for record in records if all(f.matches(record) for f in filters)]
+
+
+def _begins(text: str, name: str) -> bool:
+    """Whether a name that a filter cannot have without quotes is what its author meant."""
+    return not _SIGNS.isdisjoint(name) and text.startswith(name)
 
 
 def _test(name: str, operator: str, value: str, now: datetime | None) -> Test:
     literal = _literal(value)
     if name == "created":
         return parse_period(literal.text, now or datetime.now(UTC)).test(operator)
+    if name == "duration" and literal.value is not None:
+        seconds = parse_length(literal.text)
+        literal = _Literal(seconds, literal.text, quoted=True)
     if name == "id" and operator in ("=", "!="):
         return lambda id: id.startswith(literal.text) is (operator == "=")
     if name == "tags":

@@ -32,7 +32,8 @@ _LINE_STYLES = {"+": "green", "-": "red", "@": "cyan"}
 def diff(output: Output, project: Project, left: str, right: str, as_json: bool) -> None:
     """Compare two checkpoints: params, metrics, packages and code.
 
-    For an experiment, its best checkpoint is compared, or the latest one if none is best.
+    For an experiment, its best checkpoint is compared, or the latest one if none is best. What a
+    run has only logged is compared as it was last, whichever checkpoint is named.
 
     \b
     Examples:
@@ -73,6 +74,7 @@ def side_by_side(
         ("", _headings(left, right)),
         ("Params", _rows(comparison.params)),
         ("Metrics", _rows(comparison.metrics)),
+        ("Logged, as it was last", _rows(comparison.logged)),
         ("Packages", _rows(comparison.packages)),
         ("Files", [_file_row(c.path, c.left, c.right) for c in comparison.outputs]),
     ]

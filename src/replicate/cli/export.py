@@ -13,12 +13,13 @@ from replicate.cli.options import ID, filtering, location
 from replicate.cli.output import FAILED, Output
 from replicate.cli.progress import counter
 from replicate.cli.schema import JsonObject, experiment_with_checkpoints_json, point_json
+from replicate.cli.selection import matching
 from replicate.errors import NotFoundError, UsageError
 from replicate.interop import export as files
 from replicate.interop import parquet
 from replicate.model import ExperimentRecord
 from replicate.project import Project
-from replicate.query import Filter, select
+from replicate.query import Filter
 
 
 @click.command()
@@ -55,8 +56,8 @@ def export(
       replicate export tables --format parquet
       replicate export model 8ee945b
     """
+    kind = kind or format_of(target)
     records = chosen(project, ids, filters)
-    kind = kind or ("jsonl" if target == "-" or target.endswith(".jsonl") else "directory")
     if kind == "jsonl" and target == "-":
         output.data(files.lines(project.repository, records, _FORMS))
         return
@@ -65,6 +66,19 @@ def export(
     output.warn(problems)
     if problems:
         raise click.exceptions.Exit(FAILED)
+
+
+def format_of(target: str) -> str:
+    """The format that a name says. Raises UsageError for that of one table: there are two, and a
+    directory of that name would be read as one table by other programs."""
+    path = Path(target)
+    if path.suffix.lower() == ".parquet":
+        raise UsageError(
+            f"{target} would be one table, and there are two: experiments and their history",
+            hint=f"`replicate export {path.with_suffix('')} --format parquet` writes a directory "
+            "with both",
+        )
+    return "jsonl" if target == "-" or path.suffix.lower() == ".jsonl" else "directory"
 
 
 def whole_json(record: ExperimentRecord) -> JsonObject:
@@ -83,7 +97,7 @@ def chosen(
         records = [record for record in project.records() if record.id in found]
     else:
         records = project.records()
-    records = select(records, filters)
+    records = matching(records, filters)
     if not records:
         raise NotFoundError(f"there is nothing to export from {project.repository.url}")
     return records

@@ -22,12 +22,14 @@ def ls(output: Output, project: Project, selection: Selection) -> None:
     A filter is "NAME OPERATOR VALUE" with =, !=, <, <=, > or >=, of several all must hold. A name
     is a field (status, step, user, host, command, created, name, tags, group, notes, duration), a
     param (model.depth where nested) or a metric (of the best checkpoint, or else the latest). To
-    sort with the greatest first, write NAME-desc; what has no value comes last.
+    sort with the greatest first, write NAME-desc; what has no value comes last. Times are such as
+    2026-11-01, yesterday and 2 days ago; a duration is such as 90 min, or a number of seconds.
 
     \b
     Examples:
       replicate ls --filter "status = finished" --filter "val/loss < 0.2"
       replicate ls --filter "created > 2 days ago" --sort accuracy-desc --limit 5
+      replicate ls --filter "duration > 1 hour"
       replicate ls --columns name,learning_rate,val/loss
       replicate ls --all | less -S
       replicate show $(replicate ls --quiet | tail -n 1)
@@ -36,7 +38,7 @@ def ls(output: Output, project: Project, selection: Selection) -> None:
     if show_experiments(output, selection.of(records), selection):
         return
     if records:
-        output.note(f"No experiment matches: {why_none(records, selection.filters)}")
+        output.note(why_none(records, selection.filters))
         return
     output.note("No experiments found")
     url = project.repository.url

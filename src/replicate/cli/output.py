@@ -197,8 +197,9 @@ class Output:
         elif isinstance(problem, click.ClickException):
             context = getattr(problem, "ctx", None)
             command = context.command_path if context else "replicate"
-            # Some messages of click end in a full stop, others in none.
-            self.error(problem.format_message().removesuffix("."), f"see `{command} --help`")
+            # Some messages of click end in a full stop, others in none, and some have tabs in them.
+            message = " ".join(problem.format_message().split()).removesuffix(".")
+            self.error(message, f"see `{command} --help`")
             return problem.exit_code
         elif isinstance(problem, KeyboardInterrupt | click.Abort):
             self._write(self._stderr, "\ninterrupted")  # the terminal's line holds a ^C

@@ -16,10 +16,11 @@ from replicate.cli.chart import Axis, Look, Style, Trace, chart
 from replicate.cli.options import FILTER, ID, METRIC, PARAM, location
 from replicate.cli.output import Output
 from replicate.cli.schema import JsonObject, value_json
+from replicate.cli.selection import matching
 from replicate.cli.text import escape
 from replicate.errors import StorageError, UsageError
 from replicate.project import ExperimentList, Project
-from replicate.query import Filter, select
+from replicate.query import Filter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +139,7 @@ def _runs(project: Project, ids: Sequence[str], filters: Sequence[Filter]) -> li
         found = ExperimentList({e.id: e for e in map(project.find, ids)}.values())
     else:
         found = project.experiments.list()
-    chosen = {r.id for r in select([e.record for e in found], filters)}
+    chosen = {r.id for r in matching([e.record for e in found], filters)}
     return found.filter(lambda e: e.id in chosen).runs()
 
 

@@ -158,6 +158,7 @@ def comparison_json(comparison: Comparison) -> JsonObject:
         "right": _side_json(comparison.right),
         "params": _changes_json(comparison.params),
         "metrics": _changes_json(comparison.metrics),
+        "logged": _changes_json(comparison.logged),
         "packages": _changes_json(comparison.packages),
         "files_compared": comparison.has_files,
         "files": [_file_change_json(change) for change in comparison.outputs],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -15,7 +15,7 @@ from replicate.cli.listing import show_table
 from replicate.cli.options import COLUMNS, SORT, filtering
 from replicate.cli.output import Output
 from replicate.cli.schema import experiment_json
-from replicate.errors import UsageError
+from replicate.errors import NotFoundError, UsageError
 from replicate.model import ExperimentRecord, Value
 from replicate.query import Filter, Sort, arrange, check_names, select, value_of
 
@@ -98,23 +98,47 @@ def show_experiments(
 
 
 def why_none(records: Sequence[ExperimentRecord], filters: Iterable[Filter]) -> str:
-    """What the experiments have instead, for the first filter that alone holds for none."""
+    """That no experiment matches, and what they have instead, for the first filter that alone
+    holds for none."""
     for one in filters:
         if not any(one.matches(record) for record in records):
             values = [value_of(record, one.name) for record in records]
-            return f'"{one.text}" is true of none; {one.name} is {_spread(values)}'
-    return "each filter is true of some experiments, but all of them are of none"
+            spread = _spread(values, one.name)
+            return f'No experiment matches: "{one.text}" is true of none; {one.name} is {spread}'
+    each = "each filter is true of some experiments, but all of them are of none"
+    return f"No experiment matches: {each}"
 
 
-def _spread(values: Sequence[Value]) -> str:
-    """The values in few words: from the least to the greatest number, or each that there is."""
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    finite = [v for v in numbers if v == v]
-    if len(finite) == len(values) and min(finite) < max(finite):
-        return f"from {text.value(min(finite))} to {text.value(max(finite))}"
-    said = ["not set" if v is None else _shown(v) for v in values]
+def matching(
+    records: Sequence[ExperimentRecord], filters: Sequence[Filter]
+) -> list[ExperimentRecord]:
+    """The experiments for which all filters hold, for who can do nothing with none: then it raises
+    NotFoundError, which says why. Where there are none to begin with it returns none."""
+    found = select(records, filters)
+    if records and not found:
+        raise NotFoundError(why_none(records, filters))
+    return found
+
+
+def _spread(values: Sequence[Value], name: str) -> str:
+    """The values in few words: from the least to the greatest, or each that there is."""
+    known = [v for v in values if _has_order(v)]
+    if len(known) == len(values) and min(known) < max(known):
+        return f"from {_shown(min(known), name)} to {_shown(max(known), name)}"
+    said = ["not set" if v is None else _shown(v, name) for v in values]
     return text.shortened_list([*dict.fromkeys(said)], _MAX_VALUES)
 
 
-def _shown(value: Value) -> str:
-    return text.date(value) if isinstance(value, datetime) else text.values_apart(value, value)[0]
+def _has_order(value: Value) -> bool:
+    """Whether it is a time, or a number but NaN."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool) and value == value
+    return isinstance(value, datetime)
+
+
+def _shown(value: Value, name: str) -> str:
+    if isinstance(value, datetime):
+        return text.date(value)
+    if name == "duration":
+        return text.duration(timedelta(seconds=value))
+    return text.values_apart(value, value)[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, overload
 
 from replicate import analysis
-from replicate.errors import KeyNotFoundError, NotFoundError
+from replicate.errors import AmbiguousIdError, KeyNotFoundError, NotFoundError
 from replicate.model import (
     CheckpointRecord,
     ExperimentRecord,
@@ -229,3 +229,16 @@ def described(metrics: Mapping[str, Value]) -> str:
 
 _MAX_LISTED = 20
 _MAX_DESCRIBED = 5
+
+
+def with_id(checkpoints: Sequence[Checkpoint], id: str) -> Checkpoint:
+    """The only one of these checkpoints whose id starts so. Raises NotFoundError where there is
+    none, AmbiguousIdError where there are several."""
+    found = [c for c in checkpoints if id and c.id.startswith(id)]
+    if not found:
+        raise NotFoundError(f"None of the checkpoints has an id that starts with {id!r}")
+    if len(found) > 1:
+        raise AmbiguousIdError(
+            f"{id!r} matches {len(found)} ids; give more of its digits", [c.id for c in found]
+        )
+    return found[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from replicate import analysis, maintenance, process
@@ -22,7 +22,7 @@ from replicate.model import (
 )
 from replicate.project import labels
 from replicate.project import pending as waiting
-from replicate.project.checkpoints import Checkpoint, CheckpointList, described
+from replicate.project.checkpoints import Checkpoint, CheckpointList, described, with_id
 from replicate.project.history import History
 from replicate.project.recording import UNRECORDED, Paths, Recording
 from replicate.repository import Repository
@@ -291,33 +291,40 @@ class Experiment:
 
     def fork(
         self,
-        checkpoint: Checkpoint | None = None,
+        checkpoint: Checkpoint | str | None = None,
         params: object = None,
         *,
-        path: Paths = ".",
+        path: Paths | EllipsisType = ...,
         name: str | None = None,
         tags: Sequence[str] = (),
         notes: str | None = None,
         group: str | None = None,
         keep: Mapping[str, int] | None = None,
     ) -> Experiment:
-        """Start to record a new run that comes from this one, or from one of its checkpoints.
+        """Start to record a new run that comes from this one, or from one of its checkpoints,
+        which may be named by its id. Raises NotFoundError for an id of none of them.
 
-        It has the params of this one, but for those in `params`. Which files it starts from is up
-        to the script: `checkpoint.open()` has them. The rest is as in `replicate.init`.
+        It has the params of this one, but for those in `params`, and saves the same `path` unless
+        there is another. Which files it starts from is up to the script: `checkpoint.open()` has
+        them. The rest is as in `replicate.init`.
         """
         if self._home is None:
             raise UsageError("This experiment belongs to no project: pass it to replicate.init()")
-        inherited = self._current().at(checkpoint.record if checkpoint else None).params
+        known = [self._checkpoint(c) for c in self._current().checkpoints]
+        origin = with_id(known, checkpoint) if isinstance(checkpoint, str) else checkpoint
+        inputs = self._current().at(origin.record if origin else None)
+        if isinstance(path, EllipsisType):
+            # What another tool has saved is not known to be what a run here should save.
+            path = "." if inputs.imported else inputs.path
         return self._home.init(
             path,
-            {**inherited, **to_params(params)},
+            {**inputs.params, **to_params(params)},
             name=name,
             tags=tags,
             notes=notes,
             group=group,
             keep=keep,
-            parent=checkpoint or self,
+            parent=origin or self,
         )
 
     # ------------------------------------------------------------ recording

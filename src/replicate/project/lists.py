@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from replicate import analysis, maintenance
-from replicate.errors import UsageError
+from replicate.errors import NotFoundError, UsageError
 from replicate.model import ExperimentRecord, best
 from replicate.project.checkpoints import CheckpointList, listed
 from replicate.project.experiments import Experiment
@@ -76,7 +76,13 @@ class ExperimentList(Sequence[Experiment]):
         from replicate.query import Sort, arrange, check_names
 
         records = self._records()
-        check_names([key], records)
+        try:
+            check_names([key], records)
+        except NotFoundError as error:
+            name, _, direction = key.rpartition("-")
+            if direction in ("asc", "desc"):
+                error.hint = f'In Python that is sort("{name}", reverse={direction == "desc"}).'
+            raise
         ordered = arrange(records, Sort(key, reverse))
         by_id = {e.id: e for e in self}
         return ExperimentList(by_id[record.id] for record in ordered)

@@ -69,7 +69,7 @@ class PointLog:
         with self._lock:
             value = None if step is None else _number(step)
             if step is not None and (value is None or not math.isfinite(value)):
-                self._say(f"log(): step must be a number, not a {_kind(step)}: it was counted")
+                self._say(f"log(): step must be a number, not {_kind(step)}: it was counted")
                 value = None
             found = self._next_step if value is None else value
             self._next_step = found + 1
@@ -77,13 +77,13 @@ class PointLog:
 
     def _numbers(self, metrics: Any) -> dict[str, int | float]:
         if not isinstance(metrics, Mapping):
-            self._say(f"log() takes a dict of metrics, not a {_kind(metrics)}")
+            self._say(f"log() takes a dict of metrics, not {_kind(metrics)}")
             return {}
         numbers: dict[str, int | float] = {}
         for name, value in metrics.items():
             number = _number(value)
             if number is None:
-                self._say(f"log(): {str(name)[:80]!r} is a {_kind(value)} and no number: left out")
+                self._say(f"log(): {str(name)[:80]!r} is no number but {_kind(value)}: left out")
             else:
                 numbers[str(name)] = number
         return numbers
