@@ -264,8 +264,8 @@ def read_stored(backend: Backend, hash: str, size: int) -> tuple[str, bytes, byt
 
 
 class _Usual:
-    """In which order to look for an encoding where each look costs a request: most blobs of a file
-    have that of the one before."""
+    """In which order to look for an encoding, as each look costs a request, or calls of the system:
+    most blobs of a file have that of the one before."""
 
     def __init__(self) -> None:
         self.first = compression.SUFFIXES
@@ -280,7 +280,7 @@ _usual = _Usual()
 
 def _find(backend: Backend, hash: str) -> tuple[str, bytes]:
     """The encoding in which a blob is stored, and the bytes as they are stored."""
-    for suffix in _usual.first if backend.remote else compression.SUFFIXES:
+    for suffix in _usual.first:
         with suppress(KeyNotFoundError):
             found = backend.get(blob_key(hash, suffix), 0, MAX_BLOB + 1)
             _usual.is_now(suffix)

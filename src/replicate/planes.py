@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 #: The bytes of a plane may lie in blocks of so many, with something else between them.
 BLOCK = 128 << 10
 #: So many bytes are taken apart at a time, which a processor's cache can hold.
-_AT_ONCE = 1 << 20
+_AT_ONCE = 256 << 10
 #: From this length on (bytes) it is worth while to import numpy, for 70 ms.
 _LONG = 1 << 20
 
