@@ -202,7 +202,8 @@ def _fill(
         if entry.kind == "link":
             place.symlink_to(entry.target)
         else:
-            place.touch(exist_ok=False)
+            with place.open("xb") as file:
+                file.truncate(entry.size)  # else each write makes the file longer: 3% more time
     parts = (p for e, place in zip(entries, places, strict=True) for p in _parts(e, place))
     for size in each(write, parts, _REMOTE_THREADS if backend.remote else _THREADS):
         done += size
