@@ -17,7 +17,9 @@ from replicate.recorder.recovery import recover
 pytestmark = linux
 
 
-def run_until_the_machine_stops(project: ProjectDirectory, options: str = "") -> Path:
+def run_until_the_machine_stops(
+    project: ProjectDirectory, options: str = "", size: int = 0
+) -> Path:
     """A run whose five checkpoints lie in the spool when all its processes end; the spool."""
     process = project.start(f"""
         import sys, replicate
@@ -26,7 +28,7 @@ def run_until_the_machine_stops(project: ProjectDirectory, options: str = "") ->
         print("ready", flush=True)
         sys.stdin.readline()
         for i in range(5):
-            open("m", "w").write("version " + str(i))
+            open("m", "w").write(("version " + str(i)).ljust({size}, "."))
             experiment.checkpoint("m", metrics=dict(i=i))
         print("spooled", flush=True)
         sys.stdin.read()
@@ -121,9 +123,45 @@ def test_a_job_of_which_a_crash_has_left_a_part_is_said_to_be_lost_and_the_other
     job.write_bytes({"cut off": content[:-3], "empty": b"", "flipped": content}[damage])
     said, record = recovered(project)
     assert steps(record) == [0, 1, 3, 4]
-    assert any("lost" in sentence for sentence in said)
-    assert any("lost" in problem for problem in record.problems)
+    what = "of an unknown step" if damage == "empty" else "The checkpoint of step 2 is lost"
+    assert any(what in sentence and record.id[:7] in sentence for sentence in said)
+    assert any(what in problem for problem in record.problems)
     assert project.spools() == []
+
+
+def test_sync_does_not_say_that_all_is_saved_where_something_was_lost(
+    project: ProjectDirectory,
+) -> None:
+    spool = run_until_the_machine_stops(project)
+    sorted(spool.glob("*.job"))[2].write_bytes(b"")
+    said = project.cli("sync", expect=1).stderr.splitlines()
+    assert said[-1].endswith(" All is saved but what was lost")
+    assert not any("all of it" in line for line in said)
+    assert "Nothing was left to save" in project.cli("sync").stderr
+
+
+@pytest.mark.parametrize("left", [0, 70_000])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_copy_that_a_crash_has_cut_off_is_not_taken_for_the_file(
+    project: ProjectDirectory, tmp_path: Path, left: int, changed: bool
+) -> None:
+    spool = run_until_the_machine_stops(project, size=200_000)
+    copies = sorted(spool.glob("*.0"))
+    assert len(copies) == 5
+    os.truncate(copies[-1], left)
+    if changed:
+        project.write("m", "something else")
+    said, record = recovered(project)
+    *others, last = record.checkpoints
+    assert [c.size for c in others] == [200_000] * 4
+    if changed:
+        assert last.lost == ("m",)
+        assert any("m could not be saved at step 4" in sentence for sentence in said)
+        assert any("cut off" in problem for problem in record.problems)
+    else:
+        assert len(said) == 1 and last.lost == ()
+        saved = project.files_of(last.id, tmp_path / "out")["m"]
+        assert saved == b"version 4".ljust(200_000, b".")
 
 
 def test_a_job_that_was_still_being_written_is_no_job(project: ProjectDirectory) -> None:

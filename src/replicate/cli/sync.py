@@ -32,7 +32,8 @@ def sync(output: Output, project: Project, every: bool) -> None:
     That is what runs have left that were cut off, that were recorded with REPLICATE_MODE=offline,
     or that could not reach the repository until they ended. Runs that are being recorded save
     themselves; one that pauses after a failure is told to try now. What cannot be saved stays, and
-    the exit code is 1.
+    the exit code is 1; so it is when a crash of the machine has left only a part of something,
+    which is named, and lost.
 
     \b
     Examples:
@@ -52,7 +53,9 @@ def sync(output: Output, project: Project, every: bool) -> None:
         if every or url == project.repository.url:
             output.error(*elsewhere(url, server))
             found["failed"] += 1
-    if found["failed"]:
+    if found["lost"] and not (found["failed"] or found["live"]):
+        output.message("All is saved but what was lost")
+    if found["failed"] or found["lost"]:
         raise click.exceptions.Exit(1)
     if not found:
         output.message("Nothing was left to save")
@@ -76,7 +79,7 @@ def _sync(output: Output, project: Project) -> Counter[str]:
     with counter(sys.stderr, f"saving to {text.escape(project.repository.url)},") as show:
         for outcome in project.sync(lambda n, of: show("MB", n // 1_000_000, of // 1_000_000)):
             found[outcome.state] += 1
-            if outcome.state == "failed":
+            if outcome.state in ("failed", "lost"):
                 output.error(outcome.message)
             else:
                 output.message(outcome.message)

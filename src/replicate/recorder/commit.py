@@ -286,7 +286,9 @@ class Committer:
         try:
             job = stack.enter_context(self._spool.open(name))
         except (DamagedError, OSError) as error:
-            return _Draft(name, {"kind": "lost"}, now(), problems=[f"a job was lost: {error}"])
+            return _Draft(
+                name, {"kind": "lost"}, now(), problems=[self._what_was_lost(name, error)]
+            )
         draft = _Draft(name, job.header, decode_time(job.header["time"]))
         if "files" in job.header:
             try:
@@ -298,6 +300,19 @@ class Committer:
                 draft.problems.append(f"The files of a checkpoint could not be saved: {error}")
                 draft.lost = [file["path"] for file in job.header["files"]]
         return draft
+
+    def _what_was_lost(self, name: str, error: Exception) -> str:
+        """What it means to a person that a job cannot be read, as far as it still says."""
+        what = "Something that the run has recorded, a checkpoint of an unknown step perhaps,"
+        with suppress(DamagedError, OSError):
+            header = self._spool.header(name)
+            if header["kind"] == "checkpoint":
+                what = f"The checkpoint of step {header['data']['step']}"
+            else:
+                what = f"Something that the run has recorded (a job of kind {header['kind']!r})"
+        if isinstance(error, OSError):
+            return f"{what} is lost: it cannot be read ({error.strerror or error})"
+        return f"{what} is lost: a crash of the machine has left only a part of it"
 
     def _sources(self, job: Job, draft: _Draft) -> Iterator[Source]:
         """What the job's files hold. One that is lost is a problem, and the others are saved."""

@@ -85,7 +85,7 @@ class Held:
 
     @contextmanager
     def open(
-        self, job: str, entry: Mapping[str, Any], progress: Callable[[], None]
+        self, job: str, entry: Mapping[str, Any], progress: Callable[[int], None]
     ) -> Iterator[Reader]:
         """A file of a job, by its entry in the job's header. Raises TornCaptureError when it is
         lost, and StorageError when a copy of it cannot be made now."""
@@ -143,7 +143,7 @@ class _Leased:
         path: Path,
         file: _File,
         entry: Mapping[str, Any],
-        progress: Callable[[], None],
+        progress: Callable[[int], None],
         stack: ExitStack,
     ) -> None:
         assert file.fd is not None
@@ -195,18 +195,26 @@ def _receive(guard: socket.socket) -> tuple[Any, int | None] | None:
 def _complete(entry: Mapping[str, Any], path: Path) -> None:
     """See to it that there is a copy: of the file itself, if that still is what it was.
 
-    Raises TornCaptureError when it is not.
+    A crash of the machine may have cut off one that was complete: that is none. Raises
+    TornCaptureError when there is no other.
     """
-    if path.exists():
-        return
+    state = FileState(*entry["state"])
+    cut_off = False
+    with suppress(FileNotFoundError):
+        if path.stat().st_size == state.size:
+            return
+        path.unlink()
+        cut_off = True
+    lost = ", and a crash of the machine has cut off its copy" if cut_off else ""
     source = Path(entry["source"])
     try:
         with capture.take(source, path, lease=False) as taken:
-            if taken.state == FileState(*entry["state"]):
+            if taken.state == state:
                 return
     except StorageError as error:
         if source.exists():
             raise
-        raise TornCaptureError("it was removed before it was saved") from error
+        raise TornCaptureError(f"it was removed before it was saved{lost}") from error
     path.unlink()
-    raise TornCaptureError("it was changed before it was saved, and nobody held it still any more")
+    held = lost or ", and nobody held it still any more"
+    raise TornCaptureError(f"it was changed before it was saved{held}")

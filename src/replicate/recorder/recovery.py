@@ -20,10 +20,11 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of the spool of one run: a sentence for a person, and whether its jobs are in the
-    repository now, are left to the process that records the run, or could not be saved."""
+    repository now, are left to the process that records the run, or could not be saved now. What
+    is "lost" of them cannot be saved any more."""
 
     experiment: str
-    state: Literal["saved", "live", "failed"]
+    state: Literal["saved", "lost", "live", "failed"]
     message: str
 
 
@@ -67,7 +68,7 @@ def _recover_one(
 ) -> Iterator[Outcome]:
     id, jobs, problems = spool.experiment, len(spool.names()), list[str]()
     try:
-        committer = _committer(repository, spool, lambda: left(spool.size()))
+        committer = _committer(repository, spool, lambda read: left(spool.size() - read))
         for problem in committer.commit():
             problems.append(problem)
             left(spool.size())
@@ -79,11 +80,14 @@ def _recover_one(
     spool.destroy()
     if jobs or committer.has_streamed:
         what = "is saved: all of it" if committer.stopped else "was cut off: what it had left"
+        if problems:
+            what = "was not saved whole: all but what follows"
         yield Outcome(id, "saved", f"Experiment {short(id)} {what} is in the repository now.")
-    yield from (Outcome(id, "saved", problem) for problem in problems)
+    for problem in problems:
+        yield Outcome(id, "lost", f"Experiment {short(id)}: {problem}")
 
 
-def _committer(repository: Repository, spool: Spool, progress: Callable[[], None]) -> Committer:
+def _committer(repository: Repository, spool: Spool, progress: Callable[[int], None]) -> Committer:
     """Commits as the run itself would have done."""
     settings = spool.settings
     keep = settings.get("keep")
