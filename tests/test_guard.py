@@ -86,7 +86,7 @@ class Recording:
                 }
 
     def open(self, job: str, source: Path) -> Any:
-        return self.held.open(job, self.entries[source.name], lambda: None)
+        return self.held.open(job, self.entries[source.name], lambda *read: None)
 
     def read(self, job: str, source: Path) -> bytes:
         """What is saved of the file."""
