@@ -272,7 +272,26 @@ def test_every_line_of_a_chart_fits_the_width() -> None:
             look = Look(width=width, style=style)  # type: ignore[arg-type]
             lines = drawn(*traces, x=Axis("a very long name of an axis " * 10), look=look)
             assert max(map(len, lines)) <= width
-    assert lines[-1] == "  and 8 more"
+    assert lines[-1] == "  . 8 earlier ones, not named"
+
+
+def test_of_many_lines_the_last_are_named_each_with_a_mark_or_a_colour_of_its_own() -> None:
+    traces = [Trace(f"run {n}", [0, 9], [n, n]) for n in range(20)]
+    for style in ("marks", "ascii"):
+        legend = drawn(*traces, look=Look(style=style))[-13:]  # type: ignore[arg-type]
+        assert [line.split()[1:] for line in legend[:-1]] == [["run", str(n)] for n in range(8, 20)]
+        assert len({line.split()[0] for line in legend}) == 13
+    look = Look(style="braille", paint=lambda text, style: f"<{style}>{text}")
+    colours = [line.split(">")[0] for line in drawn(*traces, look=look)[-13:]]
+    assert len(set(colours)) == 13 and colours[-1] == "  <faint"
+
+
+def test_a_run_without_a_finite_value_has_no_line_and_the_title_counts_it() -> None:
+    runs = listed(*(record(n, {"lr": n}, losses(math.nan if n < 4 else n)) for n in range(15)))
+    ax = runs.plot()
+    assert len(ax.lines) == 11
+    assert ax.get_title() == "loss of 11 experiments (4 without a finite value)"
+    assert len(course(runs.runs()).lines) == 15
 
 
 def test_each_line_has_a_mark_of_its_own_without_colours() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from replicate.analysis.series import (
@@ -60,6 +60,13 @@ class Course:
     lines: tuple[Line, ...]
     shade: Shade
 
+    @property
+    def drawable(self) -> Course:
+        """The same without the lines that have no finite value: there is nothing of them to see."""
+        kept = [i for i, line in enumerate(self.lines) if any(map(math.isfinite, line.y))]
+        shade = replace(self.shade, values=tuple(self.shade.values[i] for i in kept))
+        return replace(self, lines=tuple(self.lines[i] for i in kept), shade=shade)
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -111,6 +118,12 @@ def course(
     called = labels([run.record for run in shown_runs])
     lines = [_line(r, name, checked, label) for r, label in zip(shown_runs, called, strict=True)]
     return Course(name, checked, tuple(lines), _shade(shown_runs, name, color))
+
+
+def unseen(course: Course) -> str:
+    """What a title adds when experiments have no finite value, and so no line."""
+    left = len(course.lines) - len(course.drawable.lines)
+    return f" ({left:,} without a finite value)" if left else ""
 
 
 def _line(run: Run, metric: str, axis: Axis, label: str) -> Line:

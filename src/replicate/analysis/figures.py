@@ -21,6 +21,7 @@ from replicate.analysis.charts import (
     best_of,
     placed,
     time_unit,
+    unseen,
 )
 from replicate.analysis.optional import required
 from replicate.analysis.series import smoothed
@@ -72,7 +73,9 @@ def draw_course(
     course: Course, ax: Axes, *, logx: bool = False, logy: bool = False, smoothing: float = 0.0
 ) -> Axes:
     """A line for each experiment: up to ten in colours with a legend, more of them thin and
-    coloured by a number. With smoothing the recorded values stay as faint lines."""
+    coloured by a number. With smoothing the recorded values stay as faint lines. One that has no
+    finite value is counted in the title."""
+    left_out, course = unseen(course), course.drawable
     many = len(course.lines) > _MANY
     colors = _shades(course.shade, bar=ax) if many else _COLORS
     convert, x_label = _x_axis(course)
@@ -91,7 +94,7 @@ def draw_course(
     _decorate(ax, x_label, course.metric)
     smoothed_by = f", smoothed by {smoothing:g}" if smoothing else ""
     several = f" of {len(course.lines)} experiments" if many else ""
-    _text(ax.set_title(escape(course.metric) + several + smoothed_by))
+    _text(ax.set_title(escape(course.metric) + several + left_out + smoothed_by))
     if not many:
         _legend(ax, handles, [line.label for line in course.lines])
     return ax

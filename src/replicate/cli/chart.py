@@ -18,8 +18,12 @@ from replicate.cli.table import Paint, cut, pad, text_width, unpainted
 #: How a line looks: in dots of Braille, in marks, or in marks that ASCII has.
 Style = Literal["braille", "marks", "ascii"]
 
-_COLORS = ("cyan", "yellow", "magenta", "green", "blue", "red")
-_MARKS: dict[Style, str] = {"braille": "●", "marks": "●×▲+◆○■*", "ascii": "*xo+#@%&"}
+#: As many colours, and as many marks, as traces are named.
+_HUES = ("cyan", "yellow", "magenta", "green", "blue", "red")
+_COLORS = (*_HUES, *(f"bright {hue}" for hue in _HUES))
+_MARKS: dict[Style, str] = {"braille": "●" * 12, "marks": "●×▲+◆○■*△□◇#", "ascii": "*xo+#@%&svz="}
+#: The traces that are not named.
+_UNNAMED: dict[Style, str] = {"braille": "●", "marks": "·", "ascii": "."}
 #: The upright line and its tick, the flat line and its tick, and the corner.
 _LINES: dict[Style, tuple[str, ...]] = {
     "braille": ("│", "┤", "─", "┬", "└"),
@@ -29,7 +33,6 @@ _LINES: dict[Style, tuple[str, ...]] = {
 _BRAILLE = 0x2800
 #: The dots of a place in Braille, by row and column.
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
-_MAX_LEGEND = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +194,17 @@ class _Canvas:
 
 
 def chart(title: str, traces: Sequence[Trace], x_axis: Axis, y_axis: Axis, look: Look) -> list[str]:
-    """The lines of the chart: its title, the drawing between its axes, and a legend."""
+    """The lines of the chart: its title, the drawing between its axes, and a legend.
+
+    The last of the traces are named there, each with a colour or mark of its own; the others are
+    drawn faintly beneath them.
+    """
     y_scale = _scale(y_axis, (v for t in traces for v in t.y), max(look.height // 3, 2))
     margin = max([text_width(name) for _, name in y_scale.ticks] or [1]) + 1
     columns = max(look.width - margin - 1, 20)
     x_scale = _scale(x_axis, (v for t in traces for v in t.x), max(columns // 12, 2))
     canvas = _Canvas(columns, look.height, look.style)
-    for owner, trace in enumerate(traces):
+    for owner, trace in enumerate(traces, min(0, len(_COLORS) - len(traces))):
         _draw(canvas, trace, owner, x_scale, y_scale)
     drawn = canvas.rows(lambda owner, bits: _character(owner, bits, look), look.paint)
     return [
@@ -224,15 +231,13 @@ def _draw(canvas: _Canvas, trace: Trace, owner: int, x_scale: _Scale, y_scale: _
 
 
 def _character(owner: int, bits: int, look: Look) -> tuple[str, str]:
-    color = _COLORS[owner % len(_COLORS)]
-    if look.style == "braille" and bits > 0:
-        return chr(_BRAILLE + bits), color
-    return _mark(owner, look), color
+    """What stands at a place of a trace, and its colour. Those below 0 are not named."""
+    mark, color = (_MARKS[look.style][owner], _COLORS[owner]) if owner >= 0 else _unnamed(look)
+    return (chr(_BRAILLE + bits) if look.style == "braille" and bits > 0 else mark), color
 
 
-def _mark(owner: int, look: Look) -> str:
-    marks = _MARKS[look.style]
-    return marks[owner % len(marks)]
+def _unnamed(look: Look) -> tuple[str, str]:
+    return _UNNAMED[look.style], "faint"
 
 
 def _with_y_axis(drawn: Sequence[str], scale: _Scale, margin: int, look: Look) -> list[str]:
@@ -279,10 +284,15 @@ def _x_axis(scale: _Scale, axis: Axis, columns: int, margin: int, look: Look) ->
 def _legend(traces: Sequence[Trace], look: Look) -> list[str]:
     if len(traces) == 1 and not traces[0].label:
         return []
+    entries = [
+        (*_character(owner, 0, look), trace) for owner, trace in enumerate(traces[-len(_COLORS) :])
+    ]
+    left = len(traces) - len(entries)
+    if left > 0:
+        entries.append((*_unnamed(look), Trace(f"{left:,} earlier ones, not named", (), ())))
     lines = []
-    for owner, trace in enumerate(traces[:_MAX_LEGEND]):
-        sample = "━━" if look.style == "braille" and trace.joined else _mark(owner, look)
+    for mark, color, trace in entries:
+        sample = "━━" if look.style == "braille" and trace.joined else mark
         label = cut(trace.label, look.width - text_width(sample) - 3, look.ellipsis)
-        lines.append(f"  {look.paint(sample, _COLORS[owner % len(_COLORS)])} {label}")
-    left = len(traces) - _MAX_LEGEND
-    return [*lines, f"  and {left:,} more"] if left > 0 else lines
+        lines.append(f"  {look.paint(sample, color)} {label}")
+    return lines

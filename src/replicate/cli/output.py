@@ -31,6 +31,12 @@ _STYLES = {
     "blue": "34",
     "magenta": "35",
     "cyan": "36",
+    "bright red": "91",
+    "bright green": "92",
+    "bright yellow": "93",
+    "bright blue": "94",
+    "bright magenta": "95",
+    "bright cyan": "96",
 }
 _MAX_WARNINGS = 10
 _MAX_MATCHES = 10

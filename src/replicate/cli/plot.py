@@ -152,7 +152,7 @@ def _on_terminal(output: Output, drawing: Drawing, how: _Options) -> list[str]:
         _course(drawing, how) if isinstance(drawing, Course) else _scatter(drawing, how)
     )
     style: Style = "marks"
-    if not output.can_write("●×▲◆○■│┤─┬└━⣿"):
+    if not output.can_write("●×▲◆○■△□◇·│┤─┬└━⣿"):
         style = "ascii"
     elif output.colored or len(traces) == 1:
         style = "braille"
@@ -168,11 +168,11 @@ def _course(course: Course, how: _Options) -> tuple[str, list[Trace], Axis, Axis
         unit = f"{name} since the start"
     traces = [
         Trace(line.label, [x / size for x in line.x], smoothed(line.y, how.smoothing))
-        for line in course.lines
+        for line in course.drawable.lines
     ]
     dates = course.axis == "date"
     x_axis = Axis(unit, log=how.logx and not dates, dates=dates)
-    return escape(course.metric), traces, x_axis, Axis("", log=how.logy)
+    return escape(course.metric + charts.unseen(course)), traces, x_axis, Axis("", log=how.logy)
 
 
 def _scatter(scatter: Scatter, how: _Options) -> tuple[str, list[Trace], Axis, Axis]:
