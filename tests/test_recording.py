@@ -639,7 +639,7 @@ def test_a_large_snapshot_and_secrets_that_are_left_out_are_named(
     project.write("dataset.bin", bytes(2_000_000))
     project.write(".env", "TOKEN=1")
     done = project.run("import replicate; replicate.init()")
-    assert "dataset.bin (2 MB)" in done.stderr
+    assert "dataset.bin (2.0 MB)" in done.stderr
     assert "secrets: .env" in done.stderr
     assert done.stderr.count(".replicateignore") == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -75,7 +76,11 @@ class Project(project.Project):
         directory: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(
-            repository, directory, report=_say, streams=lambda: (sys.stdout, sys.stderr)
+            repository,
+            directory,
+            report=_terminal.say,
+            show=_terminal.show,
+            streams=lambda: (sys.stdout, sys.stderr),
         )
 
 
@@ -101,24 +106,61 @@ def load(
 experiments = Experiments(lambda: Project().experiments.all(), lambda id: Project().find(id))
 
 
-def _say(message: str) -> None:
-    """Tell the person at the terminal, in a form that every encoding has a way to show."""
-    stream = sys.stderr
-    if stream is None:  # as under pythonw
-        return
-    mark = "═══╡ "
-    try:
-        mark.encode(getattr(stream, "encoding", None) or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        mark = "===| "
-    try:
-        encoding = getattr(stream, "encoding", None) or "ascii"
-        shown = escape(message, keep="\n")  # part of it may be what others have recorded
-        text = f"{mark}{shown}\n".encode(encoding, "backslashreplace").decode(encoding)
-        stream.write(text)
-        stream.flush()
-    except (OSError, ValueError, AttributeError):
-        pass  # closed, or no more than something to write to: a run must go on without it
+class _Terminal:
+    """What the person sees of a run, on stderr. A run goes on without it: it may be closed, or no
+    more than something to write to."""
+
+    #: A message that is shown for the moment stands on a line that the next one overwrites, and
+    #: where there is no terminal comes so seldom (seconds).
+    _SELDOM = 10.0
+    _CLEAR = "\r\x1b[K"
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._next = 0.0
+
+    def say(self, message: str) -> None:
+        """Tell the person."""
+        self._write(f"{message}\n")
+
+    def show(self, message: str) -> None:
+        """Show what holds for the moment; "" when nothing does any more."""
+        if self._is_terminal():
+            if message or self._shown:
+                self._write(message)
+                self._shown = bool(message)
+        elif message and time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._SELDOM
+            self.say(message)
+
+    def _is_terminal(self) -> bool:
+        try:
+            return sys.stderr.isatty()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def _write(self, message: str) -> None:
+        """In a form that every encoding has a way to show."""
+        stream = sys.stderr
+        if stream is None:  # as under pythonw
+            return
+        mark = "═══╡ "
+        try:
+            mark.encode(getattr(stream, "encoding", None) or "ascii")
+        except (UnicodeEncodeError, LookupError):
+            mark = "===| "
+        clear, self._shown = self._CLEAR if self._shown else "", False
+        try:
+            encoding = getattr(stream, "encoding", None) or "ascii"
+            shown = escape(message, keep="\n")  # part of it may be what others have recorded
+            text = f"{mark}{shown}" if message else ""
+            stream.write(clear + text.encode(encoding, "backslashreplace").decode(encoding))
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+
+
+_terminal = _Terminal()
 
 
 def _refuse_namesake() -> None:

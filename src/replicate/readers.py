@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+#: Readings of at least this length share memory; so much of it is got at once; and each begins at
+#: a multiple of the last (bytes).
+_SHARED, _SLAB, _ALIGNED = 64 << 10, 16 << 20, 4096
+
 
 class Reader(Protocol):
     """The bytes of one file, as many as it had when this was made."""
@@ -42,23 +46,26 @@ class MemoryReader:
 
 
 class FileReader:
-    """`size` bytes of an open file, from `offset` on. `progress` is called before each reading."""
+    """`size` bytes of an open file, from `offset` on. `progress` is called before each reading, with
+    its length."""
 
     def __init__(
         self,
         descriptor: int,
         size: int,
         offset: int = 0,
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda length: None,
     ) -> None:
         self.size = size
         self._descriptor = descriptor
         self._offset = offset
         self._progress = progress
+        self._memory = _Memory()
 
     def read(self, start: int, length: int) -> memoryview:
-        self._progress()
-        into = memoryview(bytearray(max(0, min(length, self.size - start))))
+        length = max(0, min(length, self.size - start))
+        self._progress(length)
+        into = self._memory.take(length)
         done = 0
         while done < len(into):
             read = _read_at(self._descriptor, into[done:], self._offset + start + done)
@@ -70,8 +77,44 @@ class FileReader:
     def check(self) -> None: ...
 
 
+class _Memory:
+    """Memory for what is read, and again for something else once nobody has a view of it any more:
+    to get new memory from the system takes longer than to read a file into it."""
+
+    def __init__(self) -> None:
+        self._slabs: list[bytearray] = []
+        self._rest = memoryview(b"")
+
+    def take(self, length: int) -> memoryview:
+        if length < _SHARED:
+            return memoryview(bytearray(length))
+        if length > len(self._rest):
+            self._rest = memoryview(b"")  # so that nobody has a view of that slab, it may be
+            self._rest = memoryview(self._slab(length))
+        taken, self._rest = self._rest[:length], self._rest[-(-length // _ALIGNED) * _ALIGNED :]
+        return taken
+
+    def _slab(self, length: int) -> bytearray:
+        for slab in self._slabs:
+            if len(slab) >= length and _is_free(slab):
+                return slab
+        self._slabs.append(bytearray(max(length, _SLAB)))
+        return self._slabs[-1]
+
+
+def _is_free(slab: bytearray) -> bool:
+    """Whether nobody has a view: only then may the length be changed."""
+    try:
+        slab.append(slab.pop())
+    except BufferError:
+        return False
+    return True
+
+
 @contextmanager
-def opened(path: Path, progress: Callable[[], None] = lambda: None) -> Iterator[FileReader]:
+def opened(
+    path: Path, progress: Callable[[int], None] = lambda length: None
+) -> Iterator[FileReader]:
     """All bytes of a file, for the time of a block. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         yield FileReader(file.fileno(), os.fstat(file.fileno()).st_size, progress=progress)

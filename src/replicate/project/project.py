@@ -66,7 +66,8 @@ class Project:
 
     `repository` is a path or URL, and `directory` where to look for the project, from there
     upwards; each is found as the configuration says when it is left out. `report` is told what a
-    person should know of a run that is recorded, one message at a time. `streams` has the stdout
+    person should know of a run that is recorded, one message at a time, and `show` what only
+    holds until it is told the next, "" when nothing does. `streams` has the stdout
     and stderr of this process, where what is printed to them may be kept. `progress` is told what
     is read of the repository, how many of them are done, and how many there are.
     """
@@ -77,10 +78,11 @@ class Project:
         directory: str | os.PathLike[str] | None = None,
         *,
         report: Report = _unheard,
+        show: Report = _unheard,
         streams: Callable[[], Sequence[TextIO | None]] | None = None,
         progress: Counted = unseen,
     ) -> None:
-        self._report = report
+        self._report, self._show = report, show
         self._streams = streams
         self.config = config.load(
             None if directory is None else Path(directory),
@@ -126,6 +128,7 @@ class Project:
             parent=self._origin(parent),
             resumed=self._resumption(wanted, from_step),
             console=self._console(console),
+            show=self._show,
         )
         return Experiment(recording.record, self.repository, recording, self)
 
@@ -235,7 +238,7 @@ class Project:
 
     def pick(self, prefix: str, *, with_files: bool = False) -> Picked:
         """The checkpoint that `prefix` names; for an experiment its best, else its latest. With
-        `with_files` the best of those whose files were not let go, where there is one."""
+        `with_files` the best, or latest, of those whose files can all be had, where there is one."""
         return pick(self.resolve(prefix), with_files=with_files)
 
     def logged(self, experiment: ExperimentRecord) -> list[Point]:

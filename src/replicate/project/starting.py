@@ -23,6 +23,7 @@ from replicate.records import new_id, now
 from replicate.repository import Repository
 from replicate.secrets import Redact, hidden_message, left_out_message, redact_values
 from replicate.spool import Spool, all_spools, make_spool_root
+from replicate.text import size
 from replicate.tree import Listing, relative, select
 from replicate.values import to_params
 
@@ -42,6 +43,7 @@ def start(
     parent: Origin | None = None,
     resumed: Resumption | None = None,
     console: Console | None = None,
+    show: Report,
 ) -> Recording:
     """Begin to record a run, or go on with one: every mistake in the set-up is an error here, and
     none later. One that is resumed keeps its labels and its parent, and its params unless there
@@ -88,7 +90,7 @@ def start(
         "online": online,
         "allow_secrets": config.allow_secrets,
     }
-    recorder = Recorder(repository, Spool(spools / record.id), settings, report, console)
+    recorder = Recorder(repository, Spool(spools / record.id), settings, report, console, show)
     modules = process.imported_modules(sys.modules)
     if resumed is None:
         recorder.begin(record, listing, modules)
@@ -189,9 +191,9 @@ def _remarks(config: Config, listing: Listing | None) -> list[str]:
     remarks = []
     if listing.size > config.max_snapshot_size:
         largest = sorted(listing.selected, key=lambda s: -s.size)[:_LARGEST_NAMED]
-        names = ", ".join(f"{s.path} ({s.size / 1e6:,.0f} MB)" for s in largest)
+        names = ", ".join(f"{s.path} ({size(s.size)})" for s in largest)
         remarks.append(
-            f"The run's files are large: {listing.size / 1e6:,.0f} MB in {len(listing.selected):,} "
+            f"The run's files are large: {size(listing.size)} in {len(listing.selected):,} "
             f"files, the largest {names}. List what should be left out in .replicateignore."
         )
     if listing.left_out:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from replicate.model import Attempt, CheckpointRecord, ExperimentRecord, Stop, V
 from replicate.recorder import capture
 from replicate.recorder.console import Console
 from replicate.recorder.holds import Holds
-from replicate.recorder.link import HelperGone, HelperLink, Saver
+from replicate.recorder.link import Aside, HelperGone, HelperLink, Saver
 from replicate.recorder.pace import REMOTE
 from replicate.recorder.points import PointLog
 from replicate.recorder.waiting import Stalled, Waiting
@@ -212,8 +212,17 @@ class Recorder:
             return not self._kept and not self._spool.names()
         saved = [False]
         with self._guarded("what is pending"):
-            saved = [self._wait()]
+            saved = [self._wait(aside=self._aside)]
         return saved[0]
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Let other threads record in this block."""
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
 
     def stop(self, stop: Stop, *, at_exit: bool = False) -> None:
         """Record the end of the run, wait until all is saved, and let the helper go. A second
@@ -474,16 +483,20 @@ class Recorder:
             self.report(f"The helper process keeps ending: {self._instead}")
             self._save_in_foreground()
 
-    def _wait(self, below: int = 0) -> bool:
-        assert self._saver is not None
+    def _wait(self, below: int = 0, aside: Aside = nullcontext) -> bool:
         waiting = Waiting(self)
         self._spool_kept()
         while True:
+            saver = self._saver
+            assert saver is not None
             try:
-                trouble = self._saver.wait(waiting.tick, below)
+                trouble = saver.wait(waiting.tick, below, aside)
                 break
             except HelperGone:
-                self._replace_helper()
+                if self.stopped and aside is not nullcontext:  # by another thread, which has waited
+                    return not (self._kept or self._spool.names())
+                if saver is self._saver:
+                    self._replace_helper()
             except Stalled as stalled:
                 trouble = str(stalled)
                 break

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from replicate.errors import ReplicateError
 from replicate.recorder.commit import Committer
+from replicate.recorder.link import Aside
 from replicate.repository import Repository
 
 
@@ -25,7 +26,9 @@ class Foreground:
     def notify(self) -> list[str]:
         return self._save() if self._at_once else []
 
-    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
+    def wait(
+        self, tick: Callable[[], None], below: int = 0, aside: Aside = nullcontext
+    ) -> str | None:
         self._save()
         return self._trouble
 
@@ -55,7 +58,9 @@ class Kept:
     def notify(self) -> list[str]:
         return []
 
-    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
+    def wait(
+        self, tick: Callable[[], None], below: int = 0, aside: Aside = nullcontext
+    ) -> str | None:
         return None
 
     def close(self, *, at_exit: bool) -> None:

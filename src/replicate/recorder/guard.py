@@ -16,7 +16,7 @@ import signal
 import socket
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,8 +179,9 @@ class Guard:
             self._untold.popleft()
 
 
-def begin(settings: Mapping[str, Any]) -> socket.socket:
-    """Start the guard of this process, the helper, and return what connects the two.
+def begin(settings: Mapping[str, Any]) -> socket.socket | None:
+    """Start the guard of this process, the helper, and return what connects the two; None where no
+    more processes can be started, and the trainer copies files itself.
 
     It takes over the descriptor by which the trainer sends leases, and keeps the spool locked until
     it ends. To be called while there is no other thread: the guard is a fork, which costs less time
@@ -188,7 +189,14 @@ def begin(settings: Mapping[str, Any]) -> socket.socket:
     """
     trainer: int = settings["guard"]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if os.fork() == 0:
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        os.close(trainer)
+        return None
+    if pid == 0:
         try:
             with suppress(OSError):
                 Path("/proc/self/comm").write_text(NAME)
@@ -206,10 +214,14 @@ def begin(settings: Mapping[str, Any]) -> socket.socket:
 
 def _close_all_but(*kept: int) -> None:
     """The others are the helper's: who waits for their end must not wait for this process."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in kept:
+    try:
+        found: Iterable[int] = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        found = range(1024)
+    for descriptor in found:
+        if descriptor not in kept:
             with suppress(OSError):  # that of the listing itself
-                os.close(int(name))
+                os.close(descriptor)
 
 
 def log_error() -> None:

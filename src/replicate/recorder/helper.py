@@ -45,6 +45,8 @@ _LAST_OUTPUT, _LAST_SAMPLE = 1.0, 2.0
 _EXIT_WAIT = 10.0
 #: Who begins to wait less than this after a failure is told of that one (seconds).
 _KNOWN = 10.0
+#: How often it says how far it is (seconds).
+_TELL = 0.25
 
 
 class Helper:
@@ -360,13 +362,13 @@ class Helper:
         with suppress(OSError):  # the trainer is gone; the journal has what it should know
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def _progress(self) -> None:
-        """Tell a trainer that waits, about once a second, that something is being saved."""
-        if time.monotonic() - self._told >= 1.0:
+    def _progress(self, read: int) -> None:
+        """Tell a trainer that waits, now and again, how far one large job is."""
+        # One that does not wait reads nothing.
+        if self._waiting and (not read or time.monotonic() - self._told >= _TELL):
             self._told = time.monotonic()
-            # One that does not wait reads nothing: then the message is dropped, and not waited for.
             with suppress(OSError):
-                self._socket.send(b'{"saved": 1}\n', socket.MSG_DONTWAIT)
+                self._socket.send(b'{"read": %d}\n' % read, socket.MSG_DONTWAIT)
 
 
 def main() -> None:

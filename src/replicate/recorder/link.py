@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,10 @@ _START = (
 )
 
 
+#: While a thread is in a block of this, it does not keep the others from recording.
+Aside = Callable[[], AbstractContextManager[None]]
+
+
 class HelperGone(Exception):
     """The helper process has ended, or does not answer."""
 
@@ -41,10 +46,12 @@ class Saver(Protocol):
     def notify(self) -> list[str]:
         """Say that there is a new job. Returns what went wrong since the last time."""
 
-    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
+    def wait(
+        self, tick: Callable[[], None], below: int = 0, aside: Aside = nullcontext
+    ) -> str | None:
         """Return when all that was spooled before the call is in the repository, or what keeps it
         from there; with `below`, when that is no more than so many bytes. Calls `tick` several
-        times a second."""
+        times a second. In a block of `aside` other threads may call everything here."""
 
     def close(self, *, at_exit: bool) -> None:
         """Say that no more jobs will come."""
@@ -67,8 +74,11 @@ class HelperLink:
         self._token = 0
         self._pending = b""
         self._problems: list[str] = []
-        #: Grows while the helper saves something that takes long.
-        self.progress = 0
+        #: What those who wait were told, by their tokens.
+        self._answers: dict[int, str | None] = {}
+        #: Grows while the helper saves something that takes long; and how much of it was read, of
+        #: what is still in the spool.
+        self.progress, self.read = 0, 0
         #: Whether the repository cannot be reached at present.
         self.failing = False
         self._reached: bool | None = None
@@ -147,15 +157,20 @@ class HelperLink:
             return False
         return True
 
-    def wait(self, tick: Callable[[], None], below: int = 0) -> str | None:
+    def wait(
+        self, tick: Callable[[], None], below: int = 0, aside: Aside = nullcontext
+    ) -> str | None:
         self._token += 1
-        self._send({"op": "wait", "token": self._token, "below": below}, blocking=True)
-        while True:
-            for answer in self._receive(timeout=0.05):
-                if answer["idle"] == self._token:
-                    trouble: str | None = answer["trouble"]
-                    return trouble
+        token = self._token
+        self._send({"op": "wait", "token": token, "below": below}, blocking=True)
+        while token not in self._answers:
+            with aside():
+                _await_readable(self._socket, 0.05)
+            if self._socket.fileno() < 0:
+                raise HelperGone("another thread has let it go")
+            self._receive(timeout=0)
             tick()
+        return self._answers.pop(token)
 
     def close(self, *, at_exit: bool) -> None:
         with suppress(HelperGone, OSError):
@@ -177,13 +192,14 @@ class HelperLink:
         except OSError as error:
             raise HelperGone(str(error)) from error
 
-    def _receive(self, timeout: float) -> list[Mapping[str, Any]]:
-        """The answers that have come; problems are put aside for `notify`."""
+    def _receive(self, timeout: float) -> None:
+        """Take note of what has come; problems are put aside for `notify`, and answers for those
+        who wait."""
         self._socket.settimeout(timeout)
         try:
             data = self._socket.recv(1 << 16)
         except (BlockingIOError, TimeoutError):
-            return []
+            return
         except OSError as error:
             raise HelperGone(str(error)) from error
         if not data:
@@ -191,13 +207,25 @@ class HelperLink:
         *lines, self._pending = (self._pending + data).split(b"\n")
         messages = [json.loads(line) for line in lines]
         self._problems += [m["problem"] for m in messages if "problem" in m]
-        self.progress += sum("saved" in m for m in messages)
+        self.progress += sum("read" in m for m in messages)
         for message in messages:
+            self.read = message.get("read", self.read)
             self.failing = message.get("failing", self.failing)
             self._reached = message.get("reached", self._reached)
             if "refused" in message:
                 self._reached, self._refused = False, message["refused"]
-        return [m for m in messages if "idle" in m]
+        self._answers |= {m["idle"]: m["trouble"] for m in messages if "idle" in m}
+
+
+def _await_readable(connection: socket.socket, seconds: float) -> None:
+    """Return when there is something to read, or so much later. It reads nothing, and changes
+    nothing of the socket, which other threads may be using."""
+    if sys.platform == "win32":
+        select.select([connection], [], [], seconds)
+    else:  # select() knows no descriptors above 1023
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        poll.poll(1000 * seconds)
 
 
 def _guard_sockets() -> tuple[socket.socket, socket.socket] | tuple[None, None]:

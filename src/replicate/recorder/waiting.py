@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from replicate.text import size
+
 #: After this many seconds of waiting a program says what it waits for, and then now and again.
-_PATIENCE, _REMINDER = 0.25, 5.0
+_PATIENCE, _REMINDER = 0.25, 0.5
 #: After this many seconds in which nothing has left the spool, nobody waits for it any more; where
 #: the repository cannot be reached, after the second number.
 _STALLED, _UNREACHABLE = 300.0, 10.0
@@ -25,8 +27,8 @@ class Work(Protocol):
     @property
     def failing(self) -> bool: ...
 
-    def report(self, message: str) -> None:
-        """Tell the person."""
+    def show(self, message: str) -> None:
+        """Show it to the person until there is another."""
 
 
 class Stalled(Exception):
@@ -55,7 +57,6 @@ class Waiting:
             raise Stalled("the repository cannot be reached.")
         if time.monotonic() >= self._speak_at:
             self._speak_at = time.monotonic() + _REMINDER
-            kilobytes = self._work.pending / 1e3
-            pending = f"{kilobytes / 1e3:,.1f} MB" if kilobytes >= 100 else f"{kilobytes:,.1f} KB"
+            pending = f"{size(seen[0])} to go" if seen[0] else "nearly done"
             end = " Ctrl-C leaves it to the helper process." if self._work.stopped else ""
-            self._work.report(f"Still saving: {pending} to go.{end}")
+            self._work.show(f"Still saving: {pending}.{end}")

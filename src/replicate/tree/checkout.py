@@ -23,6 +23,7 @@ from replicate.backends.base import Backend
 from replicate.backends.files import each
 from replicate.blobs import copy_blob, read_blobs
 from replicate.errors import StorageError, UnsafeTreeError
+from replicate.text import size as size_text
 from replicate.tree.manifest import Entry, permission_bits
 
 #: Called with the bytes that are done and those there are in all.
@@ -147,8 +148,8 @@ def _check_room(destination: Path, size: int) -> None:
     free = shutil.disk_usage(destination).free
     if size > free:
         raise StorageError(
-            f"Cannot write into {destination}: {size / 1e9:,.1f} GB do not fit into the "
-            f"{free / 1e9:,.1f} GB that are free on that disk",
+            f"Cannot write into {destination}: {size_text(size)} do not fit into the "
+            f"{size_text(free)} that are free on that disk",
             hint="None of your files was changed. Name the files that you need, or free some "
             "space.",
         )
