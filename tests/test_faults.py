@@ -326,13 +326,20 @@ def test_where_no_process_can_be_started_saving_happens_in_the_foreground(tmp_pa
     assert_finished_whole(run)
 
 
+def test_where_there_can_be_no_guard_files_are_copied(tmp_path: Path) -> None:
+    run = Run(tmp_path, {"FAULT_KIND": "no forks"})
+    assert "foreground" not in run.said
+    assert "helper" in {line.split()[0] for line in (run.faults / "calls").read_text().splitlines()}
+    assert_finished_whole(run)
+
+
 @pytest.mark.parametrize("operation", ["fsync", "send"])
 def test_when_every_helper_dies_saving_goes_on_in_the_foreground(
     tmp_path: Path, undisturbed: Run, operation: str
 ) -> None:
     places = Counter(p for p in undisturbed.places("helper") if p.startswith(operation))
-    for place in [p for p in places if "guard.py" in p or "held.py" in p]:
-        del places[place]  # not every helper comes to talk to its guard
+    for place in [p for p in places if re.search("(guard|held|commit).py", p)]:
+        del places[place]  # not every helper comes to talk to its guard, or of a large file
     ((at, _),) = places.most_common(1)
     run = Run(tmp_path, Scenario("each killed before", "helper", at, 1).environ)
     assert run.said.count("The helper process keeps ending") == 1

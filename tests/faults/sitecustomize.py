@@ -272,6 +272,15 @@ def forbid_processes() -> None:
     subprocess.Popen.__init__ = refuse  # type: ignore[assignment, method-assign]
 
 
+def forbid_forks() -> None:
+    """As where a user has as many processes as are allowed."""
+
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    os.fork = refuse
+
+
 def count_leases() -> None:
     plain = fcntl.fcntl
 
@@ -288,3 +297,5 @@ if ROOT:
     count_leases()
 if KIND == "no processes":
     forbid_processes()
+if KIND == "no forks":
+    forbid_forks()

@@ -78,6 +78,9 @@ class Guard:
             self._hear()
             self._copy_those(broken=True)
             self._tell()
+        if self._trainer is not None:  # whoever sends a lease from now on learns that it is late
+            with suppress(OSError):
+                self._trainer.shutdown(socket.SHUT_RD)
         self._take_leases()
         self._copy_those(broken=False)
 
@@ -188,20 +191,20 @@ def begin(settings: Mapping[str, Any]) -> socket.socket | None:
     and memory than another interpreter.
     """
     trainer: int = settings["guard"]
+    spool = Spool(Path(settings["spool"]))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         pid = os.fork()
     except OSError:
         ours.close()
-        theirs.close()
-        os.close(trainer)
+        with theirs, socket.socket(fileno=trainer) as leases:  # some may have been sent already
+            Guard(leases, theirs, spool, hold=False).run()
         return None
     if pid == 0:
         try:
             with suppress(OSError):
                 Path("/proc/self/comm").write_text(NAME)
             _close_all_but(0, 1, 2, trainer, settings["lock"], theirs.fileno())
-            spool = Spool(Path(settings["spool"]))
             Guard(socket.socket(fileno=trainer), theirs, spool, hold=settings["hold"]).run()
         except BaseException:
             log_error()
