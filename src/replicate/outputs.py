@@ -67,8 +67,8 @@ class CheckpointRecord:
 
     @property
     def has_all_files(self) -> bool:
-        """Whether all that was asked for can be had back, and is not nothing."""
-        return self.tree is not None and not self.lost
+        """Whether it was made with files, and all of them were saved and not let go."""
+        return self.path is not None and not self.dropped and not self.lost
 
     @property
     def tree_ref(self) -> TreeRef | None:

@@ -122,9 +122,19 @@ def _checkpoints_table(checkpoints: Sequence[CheckpointRecord]) -> str:
         _times("created", [c.created for c in checkpoints]),
         *(_values(n, [c.metrics.get(n) for c in checkpoints]) for n in names[:_MAX_COLUMNS]),
         _texts("path", [_path(c.path) for c in checkpoints]),
-        _texts("state", ["superseded" if c.superseded else None for c in checkpoints]),
+        _texts("state", [_state(c) for c in checkpoints]),
     ]
     return _table(columns, len(checkpoints), "checkpoint", [_left_out(names, "metric")])
+
+
+def _state(record: CheckpointRecord) -> str | None:
+    """What sets a checkpoint apart: that it does not count any more, or cannot be had whole."""
+    marks = {
+        "superseded": record.superseded,
+        "files let go": record.dropped,
+        f"lacks {', '.join(record.lost)}": bool(record.lost),
+    }
+    return ", ".join(mark for mark, holds in marks.items() if holds) or None
 
 
 def experiment_html(record: ExperimentRecord) -> str:
@@ -158,10 +168,11 @@ def checkpoint_html(record: CheckpointRecord) -> str:
     path = _path(record.path)
     files = f" · <code>{_escaped(path)}</code>" if path else ""
     size = f" ({text.size(record.size)})" if record.size is not None else ""
+    state = f" · {_escaped(state)}" if (state := _state(record)) else ""
     head = (
         f"<div><b>checkpoint <code>{_checkpoint_name(record)}</code></b></div>"
         f'<div class="f">{_date(record.created)} · experiment '
-        f"<code>{short(record.experiment)}</code>{files}{size}</div>"
+        f"<code>{short(record.experiment)}</code>{files}{size}{state}</div>"
     )
     return _fragment(head + _pairs("metrics", record.metrics, record.primary_metric))
 

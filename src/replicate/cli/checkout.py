@@ -42,8 +42,8 @@ def checkout(
     """Copy the code and files of a checkpoint into a directory.
 
     For an experiment, its best checkpoint is taken, or the latest one if none is best. Where the
-    files of the best were let go, as `keep` says, it is the best of those that have files. Files
-    that are overwritten are kept in the repository first, and --undo puts them back: those of the
+    files of that one were let go, as `keep` says, or could not all be saved, it is the best, or
+    latest, of those that have their files. Files that are overwritten are kept in the repository first, and --undo puts them back: those of the
     last checkout, or of the one whose id is given.
 
     \b

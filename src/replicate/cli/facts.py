@@ -72,6 +72,8 @@ def checkpoint_lines(
         *([("Superseded", "by a later attempt")] if checkpoint.superseded else []),
         *([] if checkpoint.saved else [("Saved", "no, it is only on this machine")]),
         *_size_facts(checkpoint.size, checkpoint.stored),
+        *([("Files", "let go, as `keep` says")] if checkpoint.dropped else []),
+        *([("Lacks", _lacks(checkpoint))] if checkpoint.lost else []),
     ]
     primary = checkpoint.primary_metric
     metrics = [
@@ -158,6 +160,10 @@ def _size_facts(size: int | None, stored: int | None) -> list[Fact]:
         return []
     new = "" if stored is None or stored == size else f", {text.size(stored)} of it new"
     return [("Size", text.size(size) + new)]
+
+
+def _lacks(checkpoint: CheckpointRecord) -> str:
+    return f"{text.lost_paths(checkpoint)}, which could not be saved"
 
 
 def _path(path: str | tuple[str, ...] | None) -> str:

@@ -131,6 +131,7 @@ def checkpoint_json(checkpoint: CheckpointRecord) -> JsonObject:
         "attempt": checkpoint.attempt,
         "superseded": checkpoint.superseded,
         "dropped": checkpoint.dropped,
+        "lost": list(checkpoint.lost),
         "saved": checkpoint.saved,
     }
 

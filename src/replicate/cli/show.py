@@ -155,10 +155,19 @@ def checkpoint_columns(
     if not experiment.saved:
         saved = ["local" if c and not c.saved else "" for c in rows]
         columns.append(Column("saved", "SAVED", saved))
+    if any(c and (c.dropped or c.lost) for c in rows):
+        columns.append(Column("files", "FILES", [_files(c) if c else "" for c in rows]))
     return columns + [
         Column(f"metric:{name}", text.heading(name), _metric_cells(experiment, rows, name))
         for name in _metric_names(experiment)
     ]
+
+
+def _files(checkpoint: CheckpointRecord) -> str:
+    """What became of the files, where they cannot all be had."""
+    if checkpoint.lost:
+        return f"lacks {text.shortened_list([text.escape(p) for p in checkpoint.lost], 1)}"
+    return "let go" if checkpoint.dropped else ""
 
 
 def _attempt(checkpoint: CheckpointRecord) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "escape",
     "escape_json",
     "heading",
+    "lost_paths",
     "picked_note",
     "shortened_list",
     "size",
@@ -37,6 +38,8 @@ _STYLES = {
     Status.KILLED.value: "red",
     Status.LOST.value: "yellow",
 }
+#: So many paths are named that could not be saved.
+_MAX_LOST = 5
 #: What is added to the status of a run of which not all is saved yet.
 _LOCAL = ", local"
 #: The same, and how those look that are only on this machine.
@@ -78,21 +81,28 @@ def picked_note(
     checkpoint: CheckpointRecord | None,
     how: str,
     *,
-    passed_over: bool = False,
+    passed_over: CheckpointRecord | None = None,
 ) -> str | None:
     """Which checkpoint stands for the experiment that was named; None when it was named itself.
-    `passed_over` says that a better one has no files any more."""
+    `passed_over` is the one before it of which not all files can be had."""
     if how == "named":
         return None
     if checkpoint is None:
         return f"{short(experiment_id)}: it has no checkpoints, only its code and params"
     named = checkpoint_name(checkpoint)
-    if passed_over:
-        return (
-            f"{short(experiment_id)}: using {named}, the {how} checkpoint that has files: those of "
-            "a better one were let go, as `keep` says"
-        )
+    if passed_over is not None:
+        why = f"those of {short(passed_over.id)} were let go, as `keep` says"
+        if passed_over.lost:
+            why = (
+                f"{short(passed_over.id)} lacks {lost_paths(passed_over)}, which could not be saved"
+            )
+        return f"{short(experiment_id)}: using {named}, the {how} checkpoint that has files: {why}"
     return f"{short(experiment_id)}: using its {how} checkpoint {named}"
+
+
+def lost_paths(checkpoint: CheckpointRecord) -> str:
+    """The paths of a checkpoint that could not be saved."""
+    return shortened_list([escape(path) for path in checkpoint.lost], _MAX_LOST)
 
 
 def heading(name: str) -> str:

@@ -32,7 +32,7 @@ def verify(
 
     Reads every journal and every list of files, and looks for each of the contents with its size.
     The exit code is 1 if something is missing or damaged. What a run could not save in the first
-    place, and has said so, is listed, too.
+    place, and has said so, is listed, too, with the checkpoints that lack files; that is no damage.
 
     \b
     Examples:
@@ -115,7 +115,13 @@ def verification_json(found: Verification) -> dict[str, Any]:
             for damage in found.damage
         ],
         "unrecorded": [
-            {"experiment": one.experiment, "problem": one.problem} for one in found.unrecorded
+            {
+                "experiment": one.experiment,
+                "checkpoint": one.checkpoint,
+                "problem": one.problem,
+                "lost": list(one.lost),
+            }
+            for one in found.unrecorded
         ],
     }
 

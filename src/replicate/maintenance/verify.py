@@ -26,7 +26,7 @@ from replicate.maintenance.references import (
     stored,
     trees,
 )
-from replicate.model import ExperimentRecord
+from replicate.model import ExperimentRecord, short
 from replicate.packs import Directory, pack_key
 from replicate.repository import Repository
 from replicate.tree import Tree
@@ -52,10 +52,13 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Unrecorded:
-    """What a run could not record, and has said so then: it is not in the repository."""
+    """What a run could not record, and has said so then: it is not in the repository. Of files that
+    a checkpoint lacks, which one, and their paths."""
 
     experiment: str
     problem: str
+    checkpoint: str | None = None
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ def _needed(
         counts.experiments += 1
         counts.checkpoints += sum(_is_asked_for(ids, record.id, c.id) for c in record.checkpoints)
         damage += _record_damage(record)
-        counts.unrecorded += [Unrecorded(record.id, problem) for problem in record.problems]
+        counts.unrecorded += _unrecorded(record, ids)
         yield from wanted
     if ids:
         return
@@ -158,6 +161,16 @@ def _wanted(record: ExperimentRecord, ids: Collection[str]) -> list[Reference] |
     # Its code is always needed: a checkpoint is of no use without it.
     held = ((reference, reference.holder.checkpoint) for reference in references(record))
     return [r for r, c in held if c is None or _is_asked_for(ids, record.id, c)]
+
+
+def _unrecorded(record: ExperimentRecord, ids: Collection[str]) -> Iterator[Unrecorded]:
+    for problem in record.problems:
+        yield Unrecorded(record.id, problem)
+    for made in record.checkpoints:
+        if made.lost and _is_asked_for(ids, record.id, made.id):
+            step = "" if made.step is None else f" (step {made.step})"
+            problem = f"checkpoint {short(made.id)}{step} lacks {', '.join(made.lost)}"
+            yield Unrecorded(record.id, problem, made.id, made.lost)
 
 
 def _is_asked_for(ids: Collection[str], *any_of: str) -> bool:

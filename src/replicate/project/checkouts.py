@@ -50,6 +50,8 @@ from replicate.tree import (
 )
 
 CONFIG_FILES = frozenset({"replicate.yaml", "replicate.yml"})
+#: Of the files that a checkpoint lacks, so many are named.
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,51 +109,75 @@ def plan(
     paths: Sequence[str] = (),
     *,
     with_config: bool = False,
-    let_go: NotFoundError | None = None,
+    lost: Sequence[str] = (),
+    missing: NotFoundError | None = None,
 ) -> CheckoutPlan:
     """What checking out these trees would do, a later one on top of those before it.
 
     With `paths` only these files, or the files in these directories. The configuration of the
-    directory is left as it is unless `with_config`. Raises UnsafeTreeError, DamagedError or
-    NotFoundError, which is `let_go` where that is what became of the files; nothing is changed.
+    directory is left as it is unless `with_config`. What is `lost` of the last tree is not taken
+    from another. Raises UnsafeTreeError, DamagedError or NotFoundError, which is `missing` where
+    that is what became of the files; nothing is changed.
     """
     merged: dict[str, Entry] = {}
     for ref in trees:
         if ref is not None:
             merged |= {entry.path: entry for entry in repository.tree(*ref).entries}
     validate(Tree(tuple(merged.values())))
-    if let_go is not None and not paths:
-        raise let_go
+    if missing is not None and not paths:
+        raise missing
+    merged = {p: entry for p, entry in merged.items() if not any(_is_at(p, at) for at in lost)}
     if not merged:
-        raise NotFoundError(f"{short(id)} has no files: it was recorded with path=None")
+        raise missing or NotFoundError(
+            f"{short(id)} has no files",
+            hint="It was recorded with path=None, or with directories that had none.",
+        )
     entries = [merged[p] for p in sorted(merged) if _wanted(p, paths, with_config)]
     for path in paths:
         if not any(_is_at(e.path, path) for e in entries):
-            raise let_go or NotFoundError(
+            raise missing or NotFoundError(
                 f"{short(id)} has no file {path!r}", hint=f"It has {', '.join(sorted(merged))}."
             )
     overwrites = _overwritten(directory, entries)
     return CheckoutPlan(id, directory, tuple(entries), overwrites, packs=all_packs(trees))
 
 
-def let_go(
+def missing(
     experiment: ExperimentRecord, checkpoint: CheckpointRecord | None
 ) -> NotFoundError | None:
-    """What to say to who asks for files that `keep` has let go, or that are not in the repository
-    yet; None where that is not so."""
+    """What to say to who asks for files that `keep` has let go, that could not be saved, or that
+    are not in the repository yet; None where that is not so."""
     wanted = checkpoint or experiment
     if not wanted.saved and wanted.path is not None and wanted.tree is None:
         return NotFoundError(
             f"The files of {short(wanted.id)} are only on this machine so far",
             hint="`replicate sync` saves what runs that have ended have left.",
         )
+    if checkpoint is not None and checkpoint.lost:
+        return _lost(experiment, checkpoint)
     if checkpoint is None or not checkpoint.dropped:
         return None
-    with_files = ", ".join(short(c.id) for c in experiment.checkpoints if c.tree is not None)
+    with_files = ", ".join(short(c.id) for c in experiment.checkpoints if c.has_all_files)
     return NotFoundError(
         f"The files of checkpoint {short(checkpoint.id)} were let go, as `keep` says: its metrics "
         "are all that is left of it",
         hint=f"The checkpoints of this run that have files: {with_files or 'none'}.",
+    )
+
+
+def _lost(experiment: ExperimentRecord, checkpoint: CheckpointRecord) -> NotFoundError:
+    more = len(checkpoint.lost) - _NAMED
+    named = ", ".join(checkpoint.lost[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    whole = [c for c in experiment.checkpoints if c.has_all_files]
+    nearest = min(whole, key=lambda c: abs(c.created - checkpoint.created), default=None)
+    hint = "No checkpoint of this run has all its files."
+    if nearest is not None:
+        step = "" if nearest.step is None else f" (step {nearest.step})"
+        hint = f"The nearest that has all its files is {short(nearest.id)}{step}."
+    if checkpoint.size:
+        hint += " What there is of this one can be named with --path."
+    return NotFoundError(
+        f"Checkpoint {short(checkpoint.id)} lacks {named}, which could not be saved", hint=hint
     )
 
 

@@ -92,9 +92,9 @@ class Checkpoint:
         for ref in refs:
             files = {**files, **self._repository.tree(*ref).files}
         name = self.record.path if path is None else Path(path).as_posix()
-        if not isinstance(name, str) or name not in files:
+        if not isinstance(name, str) or name not in files or name in self.record.lost:
             own = self._repository.tree(*self.record.tree_ref).files if self.record.tree_ref else {}
-            raise checkouts.let_go(self._experiment, self.record) or NotFoundError(
+            raise checkouts.missing(self._experiment, self.record) or NotFoundError(
                 f"Checkpoint {self.short_id} has no file {name!r}",
                 hint=f"It has {', '.join(sorted(own)) or 'no files'}.",
             )
@@ -108,8 +108,8 @@ class Checkpoint:
         self._settle()
         trees = (self._experiment.tree_ref, self.record.tree_ref)
         target = Path(os.path.abspath(directory))
-        let_go = checkouts.let_go(self._experiment, self.record)
-        plan = checkouts.plan(self._repository, self.id, trees, target, let_go=let_go)
+        missing = checkouts.missing(self._experiment, self.record)
+        plan = checkouts.plan(self._repository, self.id, trees, target, missing=missing)
         checkouts.perform(self._repository, plan)
 
     def _settle(self) -> None:

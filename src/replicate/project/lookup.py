@@ -29,8 +29,8 @@ class Picked:
     experiment: ExperimentRecord
     checkpoint: CheckpointRecord | None
     how: Literal["named", "best", "latest", "none"]
-    #: Whether one that ranks before it was passed over, because its files were let go.
-    passed_over: bool = False
+    #: One that comes before it and was passed over, because not all of its files can be had.
+    passed_over: CheckpointRecord | None = None
 
 
 class Lookup:
@@ -127,18 +127,21 @@ class Lookup:
 
 def pick(found: Found, *, with_files: bool = False) -> Picked:
     """The checkpoint that was found; for an experiment its best, else its latest. With `with_files`
-    the best of those whose files were not let go, where there is one."""
+    the best, or latest, of those whose files can all be had, where there is one."""
     if not isinstance(found, ExperimentRecord):
         return Picked(found[0].at(found[1]), found[1], "named")
-    best = found.best()
-    if with_files and best is not None and best.dropped:
-        left = ranking([c for c in found.checkpoints if not c.dropped])
-        if left:  # else the error says which checkpoints have files
-            return Picked(found.at(left[0]), left[0], "best", passed_over=True)
-    if best is not None:
-        return Picked(found.at(best), best, "best")
-    latest = found.latest()
-    return Picked(found.at(latest), latest, "latest" if latest else "none")
+    best, latest = found.best(), found.latest()
+    picked = best or latest
+    if picked is None:
+        return Picked(found, None, "none")
+    instead = None
+    if with_files and (picked.dropped or picked.lost):  # without another the error says why
+        left = [c for c in found.current if c.has_all_files]
+        instead = next(iter(ranking(left) if best else reversed(left)), None)
+    how: Literal["best", "latest"] = "best" if best else "latest"
+    if instead is None:
+        return Picked(found.at(picked), picked, how)
+    return Picked(found.at(instead), instead, how, passed_over=picked)
 
 
 def _describe(found: Found) -> str:

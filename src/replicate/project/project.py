@@ -238,7 +238,7 @@ class Project:
 
     def pick(self, prefix: str, *, with_files: bool = False) -> Picked:
         """The checkpoint that `prefix` names; for an experiment its best, else its latest. With
-        `with_files` the best, or latest, of those whose files can all be had, where there is one."""
+        `with_files` the best, or latest, of those that have all their files, if there is one."""
         return pick(self.resolve(prefix), with_files=with_files)
 
     def logged(self, experiment: ExperimentRecord) -> list[Point]:
@@ -398,7 +398,8 @@ class Project:
             self._target(directory),
             paths,
             with_config=with_config,
-            let_go=checkouts.let_go(picked.experiment, picked.checkpoint),
+            lost=checkpoint.lost if checkpoint else (),
+            missing=checkouts.missing(picked.experiment, checkpoint),
         )
 
     def checkout(
