@@ -127,8 +127,39 @@ def test_code_and_files_can_be_checked_out(
     project.cli("verify", "--full")
 
 
-def test_that_nobody_knows_how_a_run_ended_is_said(project: ProjectDirectory, real: Path) -> None:
+def test_a_run_that_was_stopped_has_finished(project: ProjectDirectory, real: Path) -> None:
     project.cli("import", str(real))
+    for record in project.records():
+        assert record.status is Status.FINISHED and record.stop is not None
+        assert record.stop.time == record.checkpoints[-1].created
+
+
+def test_that_nobody_knows_how_a_run_ended_is_said_until_it_is_known(
+    project: ProjectDirectory, keepsake: Path
+) -> None:
+    stopped, beating = metadata(keepsake)
+    beat = keepsake / "metadata" / "heartbeats" / f"{beating}.json"
+    beat.parent.mkdir(exist_ok=True)
+    beat.write_text(
+        json.dumps({"experiment_id": beating, "last_heartbeat": "2020-11-01T12:00:00Z"})
+    )
+    project.cli("import", str(keepsake))
+    status = {record.id: record.status for record in project.records()}
+    assert status == {stopped: Status.FINISHED, beating: Status.LOST}
+    beat.unlink()
+    project.cli("import", str(keepsake))
+    assert {record.status for record in project.records()} == {Status.FINISHED}
+
+
+def test_of_a_version_without_heartbeats_nobody_knows_how_a_run_ended(
+    project: ProjectDirectory, keepsake: Path
+) -> None:
+    for name in metadata(keepsake):
+        file = keepsake / "metadata" / "experiments" / f"{name}.json"
+        value = json.loads(file.read_text())
+        del value["keepsake_version"]
+        file.write_text(json.dumps(value))
+    project.cli("import", str(keepsake))
     assert {record.status for record in project.records()} == {Status.LOST}
 
 

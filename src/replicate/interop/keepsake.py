@@ -19,7 +19,15 @@ from replicate.errors import DamagedError
 from replicate.interop.files import Archive, Directory, Files
 from replicate.interop.importing import Run, Target, Version, adopted_id
 from replicate.maintenance import Outcome
-from replicate.model import CheckpointRecord, ExperimentRecord, PrimaryMetric, Value, short
+from replicate.model import (
+    CheckpointRecord,
+    ExperimentRecord,
+    PrimaryMetric,
+    Status,
+    Stop,
+    Value,
+    short,
+)
 
 _FLOATS = {"[NaN]": math.nan, "[+Infinity]": math.inf, "[-Infinity]": -math.inf}
 #: What can be an id, and so the name of a file.
@@ -77,7 +85,16 @@ class KeepsakeRepository:
             },
         )
         code = self._files("experiments", original, target) if record.path else None
-        return Run(record=record, code=code, versions=self._versions(value, record, target))
+        versions = self._versions(value, record, target)
+        last = max((v.record.created for v in versions), default=record.created)
+        stop = Stop(last, Status.FINISHED) if self._has_stopped(value) else None
+        return Run(record=record, code=code, versions=versions, stop=stop)
+
+    def _has_stopped(self, value: Mapping[str, Any]) -> bool:
+        """Whether the run has called `stop()`, which is what removes its heartbeat. When that was
+        is not kept. The versions before there was a "keepsake_version" had no heartbeats."""
+        beat = self.path / "metadata" / "heartbeats" / f"{value['id']}.json"
+        return "keepsake_version" in value and not beat.exists()
 
     def _versions(
         self, value: Mapping[str, Any], experiment: ExperimentRecord, target: Target
