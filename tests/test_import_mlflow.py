@@ -127,6 +127,15 @@ def test_the_history_of_metrics_becomes_points(project: ProjectDirectory, store:
     assert isinstance(first, float) and math.isnan(first)
 
 
+def test_the_checkpoint_that_is_made_of_the_history_adds_no_point_to_it(
+    project: ProjectDirectory, store: Path
+) -> None:
+    project.cli("import", str(store))
+    shown = json.loads(project.cli("show", named(project)["first"].id, "--json").stdout)
+    assert shown["metrics"]["val/loss"]["count"] == 3
+    assert len(project.open().repository.history(named(project)["first"])) == 5
+
+
 def test_the_last_metrics_and_the_artifacts_become_a_checkpoint(
     project: ProjectDirectory, store: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from replicate import checks
@@ -70,9 +70,23 @@ def logged(events: Iterable[Event], record: ExperimentRecord) -> list[Point]:
 
 
 def history(events: Iterable[Event], record: ExperimentRecord) -> list[Point]:
-    """Every point of a run in the order of time: what was logged, and what its checkpoints had."""
-    made = [Point(c.created, c.step, c.metrics) for c in record.checkpoints if not c.superseded]
-    points = [*logged(events, record), *(point for point in made if point.metrics)]
+    """Every point of a run in the order of time: what was logged, and what its checkpoints had.
+
+    The checkpoint of a run from a tool that has only a history was made of it by the import: what
+    it repeats is no other point.
+    """
+    points = logged(events, record)
+    first: dict[str, datetime] = {}
+    for point in points if record.imported else ():
+        for name in point.metrics:
+            first[name] = min(first.get(name, point.time), point.time)
+    for c in record.checkpoints:
+        known = first if c.attempt == 1 else {}
+        metrics = c.metrics
+        if known:
+            metrics = {n: v for n, v in metrics.items() if n not in known or c.created < known[n]}
+        if metrics and not c.superseded:
+            points.append(Point(c.created, c.step, metrics))
     return sorted(points, key=lambda point: point.time)
 
 
