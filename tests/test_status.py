@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import replicate
 from conftest import ProjectDirectory, linux, posix
-from replicate.model import MISSED_BEATS, Status
+from replicate.model import FIRST_BEAT, MISSED_BEATS, Status
 from replicate.recorder.commit import INTERVAL
 from replicate.recorder.ending import ending_of
 
@@ -204,3 +205,11 @@ def test_a_run_whose_helper_is_killed_goes_on_with_another(project: ProjectDirec
     assert record.status is Status.FINISHED
     assert [c.metrics["i"] for c in record.checkpoints] == [0, 1, 2]
     assert record.damage == ()
+
+
+def test_a_run_that_has_only_begun_is_not_lost(project: ProjectDirectory) -> None:
+    project.run("import os, replicate; replicate.init().wait(); os._exit(0)")
+    record = replace(project.record(), stop=None, heartbeat=None)
+    assert record.status is Status.RUNNING  # its first heartbeat comes after its inputs
+    earlier = record.created - 2 * FIRST_BEAT
+    assert replace(record, created=earlier).status is Status.LOST

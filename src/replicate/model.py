@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from replicate.flat import Value as Value
@@ -31,6 +31,8 @@ from replicate.outputs import ranking as ranking
 SHORT_ID = 7
 #: A heartbeat is missed when it is older than this many of its own intervals.
 MISSED_BEATS = 3
+#: A run has so long for its first heartbeat, which comes after its inputs.
+FIRST_BEAT = timedelta(seconds=10)
 
 
 def short(id: str) -> str:
@@ -227,9 +229,12 @@ class ExperimentRecord:
         if self.stop is not None:
             return self.stop.status
         beat = self.heartbeat
-        if beat is not None and beat.age <= MISSED_BEATS * beat.interval:
-            return Status.RUNNING
-        return Status.LOST
+        if beat is None:
+            begun = abs(datetime.now(UTC) - self.created) <= FIRST_BEAT
+            alive = begun and not self.checkpoints
+        else:
+            alive = beat.age <= MISSED_BEATS * beat.interval
+        return Status.RUNNING if alive else Status.LOST
 
     @property
     def duration(self) -> timedelta | None:
