@@ -381,6 +381,72 @@ def test_a_full_disk_is_said_once_and_does_not_stop_the_run(
                 assert len(reader(opened.repository.backend, entry)()) == 200_000
 
 
+@linux
+def test_what_a_full_disk_costs_is_said_at_once_and_by_name(
+    project: ProjectDirectory, small_disk: Path
+) -> None:
+    process = project.start(
+        """
+        import os, sys, time, replicate
+        experiment = replicate.init(path=None)
+        experiment.checkpoint(metrics={"i": 0})
+        experiment.wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for i in range(1, 9):
+            open("m.pt", "wb").write(os.urandom(200_000))
+            experiment.checkpoint("m.pt", step=i, metrics={"i": i})
+        open("m.pt", "wb").close()
+        print("trained", flush=True)
+        sys.stdin.readline()
+        while not experiment.wait():
+            time.sleep(0.1)
+        """,
+        REPLICATE_REPOSITORY=str(small_disk / "repository"),
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    fill(small_disk / "ballast")
+    # Room for the jobs, and for no file.
+    os.truncate(small_disk / "ballast", (small_disk / "ballast").stat().st_size - 100_000)
+    process.stdin.write("the disk is full\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "trained\n"
+    (small_disk / "ballast").unlink()
+    _, said = process.communicate("there is room again\n")
+    assert process.returncode == 0, said
+    assert said.count("of step 1 could not be kept, because the disk is full") == 1
+    (record,) = replicate.Project(small_disk / "repository").records()
+    assert [c.lost for c in record.checkpoints] == [(), *[("m.pt",)] * 8]
+    reasons = [p for p in record.problems if p.startswith("m.pt could not be saved at step")]
+    assert len(reasons) == 8
+    assert all("could not be copied: the disk is full" in reason for reason in reasons)
+    assert "m.pt could not be saved at step 1: it was changed" in said
+
+
+def test_a_file_that_can_never_be_stored_holds_up_none_of_the_others(
+    project: ProjectDirectory,
+) -> None:
+    project.write("small.bin", os.urandom(300_000))
+    project.write("large.bin", os.urandom(9 << 20))
+    done = project.run("""
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+        import replicate
+        experiment = replicate.init(path=None)
+        for path in ("small.bin", "large.bin", "train.py"):
+            experiment.checkpoint(path)
+    """)
+    assert "Not everything could be saved" not in done.stderr
+    record = project.record()
+    assert [c.size for c in record.checkpoints][0] == 300_000
+    assert [c.lost for c in record.checkpoints] == [(), ("large.bin",), ()]
+    (problem,) = record.problems
+    assert problem.startswith("large.bin could not be saved at step 1: ")
+    assert "ulimit -f" in problem and problem.split(": ", 1)[1] in done.stderr
+    assert record.status is Status.FINISHED and project.spools() == []
+
+
 def test_init_names_a_repository_that_cannot_be_written(
     project: ProjectDirectory, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

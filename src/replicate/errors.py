@@ -49,6 +49,10 @@ class StorageError(ReplicateError):
     """The backend could not read or write: full disk, permission, network. Try again later."""
 
 
+class FullError(StorageError):
+    """The disk is full, or the quota used up: trying again helps once something was removed."""
+
+
 class OfflineError(StorageError):
     """Only the network could tell, and it is not to be used: unset `REPLICATE_MODE`."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from replicate.backends.base import Content
-from replicate.errors import StorageError
+from replicate.errors import FullError, StorageError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -52,7 +52,12 @@ def explained(action: str, path: Path) -> Iterator[None]:
 
 
 _WRITABLE = "Check who owns the directory and its mode; a team's needs group write (umask 002)."
-_FREE = "Free some space: `replicate gc` removes what nothing refers to. Then try again."
+_FREE = (
+    "Free some space: `replicate gc` removes what nothing refers to, while a run goes on only what "
+    "is an hour old. Then try again."
+)
+#: What says that there is no room.
+FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _OTHER_KIND = "Something that is not Replicate's may be in the repository: move it away."
 _CAUSES = {
     errno.ENOSPC: ("the disk is full", _FREE),
@@ -73,11 +78,28 @@ _CAUSES = {
 
 
 def storage_error(action: str, path: Path, error: OSError) -> StorageError:
-    cause, hint = _CAUSES.get(error.errno or 0, (error.strerror or str(error), None))
-    return StorageError(f"cannot {action} {path}: {cause}", hint=hint)
+    cause, hint = _cause(error)
+    kind = FullError if error.errno in FULL else StorageError
+    return kind(f"cannot {action} {path}: {cause}", hint=hint)
+
+
+def cause_of(error: StorageError) -> str:
+    """What the system has said, in words; "" where it was not the system that refused."""
+    return _cause(error.__cause__)[0] if isinstance(error.__cause__, OSError) else ""
+
+
+def is_too_large(error: StorageError) -> bool:
+    """Whether it concerns one file alone, and will not do better next time."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EFBIG
+
+
+def _cause(error: OSError) -> tuple[str, str | None]:
+    return _CAUSES.get(error.errno or 0, (error.strerror or str(error), None))
 
 
 # Files
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def open_no_link(path: str, flags: int) -> int:
@@ -90,6 +112,46 @@ def write_file(path: Path, content: Content) -> None:
     with open(path, "xb", buffering=0) as file:
         write_all(file.fileno(), content)
         os.fsync(file.fileno())
+
+
+class Staged:
+    """A new file `path` with `content`, which is on its way to the disk: `sync` waits for that. It
+    is gone again when nobody refers to this any more."""
+
+    def __init__(self, path: Path, content: Content) -> None:
+        self.path = path
+        self._descriptor: int | None = os.open(path, _NEW, 0o666)
+        try:
+            write_all(self._descriptor, content)
+            with suppress(AttributeError, OSError):  # it is only a hint, and not known everywhere
+                # The system begins to write what it is to forget, and cannot forget it before.
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except BaseException:
+            self.discard()
+            raise
+
+    def sync(self) -> None:
+        """The content is durable. The descriptor is the one that wrote it, which is sure to be
+        told of an error that came before."""
+        assert self._descriptor is not None
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            self._close()
+
+    def discard(self) -> None:
+        """The file has this name no longer."""
+        self._close()
+        remove([self.path])
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, OSError):  # it was never made, or the disk fails
+            self.discard()
 
 
 def write_all(descriptor: int, content: Content) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-from replicate.errors import StorageError
+from replicate.backends.files import FULL
+from replicate.errors import FullError, StorageError
 from replicate.recorder import filesystem
 from replicate.spool import PARTIAL
 
@@ -208,4 +209,5 @@ def _storage_error(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{what}: {error.strerror or error}") from error
+        kind = FullError if error.errno in FULL else StorageError
+        raise kind(f"{what}: {error.strerror or error}") from error

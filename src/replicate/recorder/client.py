@@ -503,12 +503,24 @@ class Recorder:
             finally:
                 self.show("")
         self._release_copied()
+        for problem in saver.problems():
+            if trouble is None or not problem.startswith(trouble):
+                self.report(problem)
         if trouble:
             self.report(
-                f"Not everything could be saved: {trouble}\nWhat is pending is in "
+                f"Not everything could be saved: {trouble}\n{self._lost}What is pending is in "
                 f"{self._spool.directory}, and {self._next}."
             )
         return not (trouble or self._kept)
+
+    @property
+    def _lost(self) -> str:
+        """How much is lost already, in a sentence."""
+        count = self._saver.lost if isinstance(self._saver, HelperLink) else 0
+        if not count:
+            return ""
+        files = "1 large file" if count == 1 else f"{count:,} large files"
+        return f"{files} of checkpoints could not be kept, and what has changed since is lost. "
 
     @property
     def _next(self) -> str:

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from replicate import environment
+from replicate.backends.files import is_too_large
 from replicate.background import Background
 from replicate.blobs import FRESH, Batch, Recent
 from replicate.config import Keep
 from replicate.errors import (
     DamagedError,
+    FullError,
     KeyNotFoundError,
+    StorageError,
     UnsafeTreeError,
     UsageError,
 )
@@ -55,6 +58,9 @@ _SUMMARY_INTERVAL = 10.0
 #: How many jobs are committed together at most, so that their journal lines come soon.
 _JOBS = 256
 _BYTES = 256 << 20
+
+#: What is told of a file that cannot be stored, whatever one waits for.
+_TOO_LARGE = "it, or a file beside it, is larger than the file system or `ulimit -f` allows"
 
 Event = tuple[str, datetime, Mapping[str, Value]]
 
@@ -120,6 +126,9 @@ class Committer:
         self._held = held or Held(spool)
         self._known = Known(repository.backend)
         self._progress = progress
+        #: So many jobs are tried at once, and those of which a file is larger than can be stored.
+        self._at_once = _JOBS
+        self._too_large: set[str] = set()
         #: Bytes of the large files of the jobs at hand that were read.
         self._read = 0
         self._redact = redact
@@ -237,8 +246,20 @@ class Committer:
     ) -> list[str]:
         """Like `commit`, for as many of the oldest jobs as go well together, after the points and
         the output; with `final` also after a line of output that is not complete. Of jobs and
-        `streams` either may be left for later."""
+        `streams` either may be left for later. On a full disk it first removes the files that
+        `keep` has let go."""
         self._begin()
+        try:
+            return self._commit_some(directory, final=final, jobs=jobs, streams=streams)
+        except FullError:
+            if not self._make_room():
+                raise
+        # Not before the error is forgotten, and with it what was begun, which takes space, too.
+        return self._commit_some(directory, final=final, jobs=jobs, streams=streams)
+
+    def _commit_some(
+        self, directory: Path | None, *, final: bool, jobs: bool, streams: bool
+    ) -> list[str]:
         names = self._spool.names() if jobs else []
         if self.created:
             if streams:
@@ -248,13 +269,30 @@ class Committer:
             names = names[:-1] or names
         if not names:
             return []
+        try:
+            return self._commit_jobs(names[: self._at_once], directory)
+        except StorageError as error:
+            if not is_too_large(error) or names[0] in self._too_large:
+                raise
+            return self._without_too_large(names)
+
+    def _without_too_large(self, names: Sequence[str]) -> list[str]:
+        """A file of one of these jobs can never be stored: find out of which, and go on without
+        its large files, so that the others are saved."""
+        if self._at_once == 1:
+            self._too_large.add(names[0])
+        self._at_once = 1
+        return []
+
+    def _commit_jobs(self, names: Sequence[str], directory: Path | None) -> list[str]:
+        """Commit as many of these as go well together."""
         started, self._read = time.time(), 0
         batch = self._repository.batch(compress=self._compress, recent=self._recent)
         drafts: list[_Draft] = []
         done: list[str] = []
         total = 0
         with ExitStack() as stack:
-            for name in names[:_JOBS]:
+            for name in names:
                 done.append(name)
                 draft = self._draft(name, batch, stack)
                 if draft.header["kind"] in ("experiment", "attempt"):
@@ -269,7 +307,7 @@ class Committer:
             # now. The next pass finds it and touches it, or stores it again.
             self._late = True
             return []
-        self._late = False
+        self._late, self._at_once = False, _JOBS
         self._write(drafts, batch)
         for name in done:
             self._spool.remove(name)
@@ -319,6 +357,9 @@ class Committer:
         for file in job.header["files"]:
             if "target" in file:
                 yield Source(file["path"], "link", target=file["target"])
+                continue
+            if "beside" in file and job.name in self._too_large:
+                draft.lose(file["path"], _TOO_LARGE)
                 continue
             if "at" in file:
                 view = job.data[file["at"] : file["at"] + file["size"]]
@@ -378,12 +419,19 @@ class Committer:
         made = [event for event in events if event[0] == "checkpoint"]
         dropped = retention.add([decode_checkpoint(id, time, data) for _, time, data in made])
         if dropped:
-            self.record(("drop", now(), {"checkpoints": dropped}))
+            self.record(("drop", now(), {"checkpoints": [c.id for c in dropped]}))
+            retention.let_go(dropped)
 
     def free(self, *, all: bool = False) -> None:
         """Give back the space of what was dropped, once that is worth the time, or `all` of it."""
         if self._retention is not None:
             self._retention.free(all=all)
+
+    def _make_room(self) -> bool:
+        """Whether the disk has more room now than before."""
+        with suppress(DamagedError):  # then nothing was removed, and the full disk is what matters
+            return self._retention is not None and self._retention.make_room()
+        return False
 
     def _create(self, draft: _Draft, outcome: Mapping[str, Any]) -> None:
         record = decode_experiment(draft.header["record"].encode(), "the spooled experiment")

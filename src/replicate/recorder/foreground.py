@@ -22,9 +22,16 @@ class Foreground:
         self._directory = directory
         self._at_once = not repository.backend.remote
         self._trouble: str | None = None
+        self._problems: list[str] = []
 
     def notify(self) -> list[str]:
-        return self._save() if self._at_once else []
+        if self._at_once:
+            self._save()
+        return self.problems()
+
+    def problems(self) -> list[str]:
+        problems, self._problems = self._problems, []
+        return problems
 
     def wait(
         self, tick: Callable[[], None], below: int = 0, aside: Aside = nullcontext
@@ -38,24 +45,26 @@ class Foreground:
             self._committer.beat()
             self._committer.free(all=True)
 
-    def _save(self) -> list[str]:
+    def _save(self) -> None:
         self._trouble = None
         try:
             if not self._at_once:  # nobody has yet seen to it that there is one
                 self._repository.create()
-            problems = list(self._committer.commit(self._directory))
+            self._problems += self._committer.commit(self._directory)
             self._committer.free()
             self._committer.beat(news=False)
         except ReplicateError as error:
             self._trouble = str(error)
-            return [self._trouble]
-        return problems
+            self._problems.append(self._trouble)
 
 
 class Kept:
     """Saves nothing: what is in the spool stays there until `replicate sync`."""
 
     def notify(self) -> list[str]:
+        return []
+
+    def problems(self) -> list[str]:
         return []
 
     def wait(

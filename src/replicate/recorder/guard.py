@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from replicate.backends.files import cause_of
 from replicate.errors import StorageError
 from replicate.recorder import capture, filesystem
 from replicate.recorder.capture import FileState
@@ -46,9 +47,11 @@ class _File:
     #: Has the lease; None when it is given up.
     fd: int | None
     outcome: Outcome = "held"
+    #: Why no copy could be made.
+    why: str = ""
 
     def message(self) -> bytes:
-        return json.dumps([self.job, self.number, self.outcome, self.state]).encode()
+        return json.dumps([self.job, self.number, self.outcome, self.state, self.why]).encode()
 
 
 class Guard:
@@ -163,8 +166,9 @@ class Guard:
         path = self._spool.beside(file.job, file.number)
         try:
             capture.finish(fd, path, file.state)
-        except StorageError:
-            log_error()  # the committer finds it missing, and says what that means
+        except StorageError as error:
+            log_error()
+            file.why = cause_of(error)
         # The helper may have made one, while this process was stopped.
         file.outcome = "copied" if path.exists() else "failed"
 

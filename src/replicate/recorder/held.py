@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from replicate.backends.files import cause_of, is_too_large
 from replicate.errors import StorageError
 from replicate.readers import FileReader, Reader, opened
 from replicate.recorder import capture, filesystem
@@ -35,14 +36,25 @@ class _File:
     outcome: Outcome
     #: With a part in the lease. Closed by whoever reads it, so that no number is taken for another.
     fd: int | None = None
+    #: Why no copy could be made.
+    why: str = ""
 
 
 class Held:
     """The large files of one spool. One thread may listen while another opens and forgets."""
 
-    def __init__(self, spool: Spool, guard: socket.socket | None = None, number: int = -1) -> None:
-        """`guard` belongs to the helper with this number; without one, there are only copies."""
+    def __init__(
+        self,
+        spool: Spool,
+        guard: socket.socket | None = None,
+        number: int = -1,
+        lost: Callable[[str, int, str], None] = lambda job, number, why: None,
+    ) -> None:
+        """`guard` belongs to the helper with this number; without one, there are only copies.
+        `lost` is told of a file that the guard could not copy: its job, its number there, and
+        why."""
         self._spool = spool
+        self._lost = lost
         self._guard = guard
         self._number = number
         self._files: dict[Path, _File] = {}
@@ -68,12 +80,14 @@ class Held:
         guard = self._guard
         assert guard is not None
         while message := _receive(guard):
-            (job, number, outcome, state), fd = message
+            (job, number, outcome, state, why), fd = message
             with self._news:
                 path = self._spool.beside(job, number)
                 file = self._files.setdefault(path, _File(job, FileState(*state), outcome, fd))
-                file.outcome = outcome
+                file.outcome, file.why = outcome, why
                 self._news.notify_all()
+            if why:
+                self._lost(job, number, why)
         with self._news:
             for path, file in self._files.items():
                 if file.outcome == "held":
@@ -95,7 +109,7 @@ class Held:
             if file is not None and file.outcome == "held":
                 yield _Leased(self, path, file, entry, progress, stack)
             else:
-                _complete(entry, path)
+                _complete(entry, path, file.why if file else "")
                 yield stack.enter_context(opened(path, progress))
 
     def _await_word(self, path: Path) -> _File | None:
@@ -115,9 +129,11 @@ class Held:
     def _copy(self, path: Path, file: _File) -> None:
         assert file.fd is not None
         file.outcome = "failed"
-        with suppress(StorageError):
+        try:
             capture.finish(os.dup(file.fd), path, file.state)
             file.outcome = "copied"
+        except StorageError as error:
+            file.why = cause_of(error)
 
     def forget(self, job: str) -> None:
         """The job is saved: its files may be written again, and need no copy."""
@@ -175,7 +191,7 @@ class _Leased:
     def _open_copy(self) -> Reader:
         self._held.await_copy(self._path, self._file)
         try:
-            _complete(self._entry, self._path)
+            _complete(self._entry, self._path, self._file.why)
         except TornCaptureError as error:  # concerns this file alone
             raise OSError(errno.EIO, str(error)) from error
         return self._stack.enter_context(opened(self._path, self._progress))
@@ -192,11 +208,11 @@ def _receive(guard: socket.socket) -> tuple[Any, int | None] | None:
     return (json.loads(data), descriptors[0] if descriptors else None) if data else None
 
 
-def _complete(entry: Mapping[str, Any], path: Path) -> None:
+def _complete(entry: Mapping[str, Any], path: Path, why: str = "") -> None:
     """See to it that there is a copy: of the file itself, if that still is what it was.
 
     A crash of the machine may have cut off one that was complete: that is none. Raises
-    TornCaptureError when there is no other.
+    TornCaptureError when there is no other; `why` the guard could not make it is told then.
     """
     state = FileState(*entry["state"])
     cut_off = False
@@ -212,9 +228,12 @@ def _complete(entry: Mapping[str, Any], path: Path) -> None:
             if taken.state == state:
                 return
     except StorageError as error:
+        if is_too_large(error):
+            raise TornCaptureError(f"it could not be copied: {cause_of(error)}") from error
         if source.exists():
             raise
         raise TornCaptureError(f"it was removed before it was saved{lost}") from error
     path.unlink()
-    held = lost or ", and nobody held it still any more"
+    copied = f", and could not be copied: {why}" if why else ""
+    held = lost or copied or ", and nobody held it still any more"
     raise TornCaptureError(f"it was changed before it was saved{held}")

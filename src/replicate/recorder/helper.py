@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from replicate.recorder.commit import Committer
 from replicate.recorder.ending import Ending, ending_of, has_ended
 from replicate.recorder.guard import log_error
 from replicate.recorder.held import Held
+from replicate.recorder.losses import Losses
 from replicate.recorder.pace import LOCAL, REMOTE, Pace
 from replicate.recorder.segments import SegmentWriter
 from replicate.recorder.streams import SAMPLES
@@ -45,6 +46,8 @@ _LAST_OUTPUT, _LAST_SAMPLE = 1.0, 2.0
 _EXIT_WAIT = 10.0
 #: Who begins to wait less than this after a failure is told of that one (seconds).
 _KNOWN = 10.0
+#: So many of the problems that come together are told one by one.
+_NAMED = 3
 #: How often it says how far it is (seconds).
 _TELL = 0.25
 
@@ -56,7 +59,8 @@ class Helper:
         backend = open_backend(settings["repository"], relative_to=Path(settings["directory"]))
         self._spool = Spool(Path(settings["spool"]))
         self._guard = guard
-        self._held = Held(self._spool, guard, settings["number"])
+        self._losses = Losses(self._spool, self._report)
+        self._held = Held(self._spool, guard, settings["number"], self._lose)
         self._repository = Repository(backend, self._spool.directory.parent)
         self._online: bool = settings["online"]
         self._reached = not backend.remote
@@ -79,6 +83,7 @@ class Helper:
         self._socket = socket.socket(fileno=settings["socket"])
         self._watch: int | None = settings["watch"]
         self._pid: int = settings["pid"]
+        self._sending = threading.Lock()
         self._wake = threading.Event()
         self._waiting: list[tuple[int, int]] = []
         self._trainer_gone = False
@@ -188,10 +193,10 @@ class Helper:
         try:
             if not self._reached:
                 self._make_repository()
-            for problem in self._committer.commit_some(
+            problems = self._committer.commit_some(
                 self._directory, final=gone, jobs=jobs, streams=streams
-            ):
-                self._report(problem)
+            )
+            self._report_some(problems)
             if self._committer.stopped and not self._committer.pending:
                 self._committer.beat()
         except (StorageError, RepositoryError) as error:
@@ -200,6 +205,7 @@ class Helper:
         if self._failing:
             self._failing = False
             self._send({"failing": False})
+            self._losses.over()
         return None
 
     def _fail(self, error: ReplicateError) -> str:
@@ -353,13 +359,25 @@ class Helper:
                 self._waiting.remove((token, below))
                 self._send({"idle": token, "trouble": trouble})
 
+    def _lose(self, job: str, number: int, why: str) -> None:
+        self._losses.add(job, number, why)
+        self._send({"lost": self._losses.count})
+
+    def _report_some(self, problems: Sequence[str]) -> None:
+        """Tell of these, and of many by their number: the journal has all."""
+        for problem in problems[:_NAMED]:
+            self._report(problem)
+        if more := problems[_NAMED:]:
+            self._report(f"{len(more):,} more could not be saved: `replicate show` has the reasons")
+
     def _report(self, problem: str) -> None:
         if problem not in self._said:
             self._said.add(problem)
             self._send({"problem": problem})
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        with suppress(OSError):  # the trainer is gone; the journal has what it should know
+        # The trainer may be gone: the journal has what it should know.
+        with self._sending, suppress(OSError):
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _progress(self, read: int) -> None:

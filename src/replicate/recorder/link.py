@@ -46,6 +46,9 @@ class Saver(Protocol):
     def notify(self) -> list[str]:
         """Say that there is a new job. Returns what went wrong since the last time."""
 
+    def problems(self) -> list[str]:
+        """What went wrong since the last time, as far as it was heard of in a call of these."""
+
     def wait(
         self, tick: Callable[[], None], below: int = 0, aside: Aside = nullcontext
     ) -> str | None:
@@ -79,6 +82,8 @@ class HelperLink:
         #: Grows while the helper saves something that takes long; and how much of it was read, of
         #: what is still in the spool.
         self.progress, self.read = 0, 0
+        #: How many large files could not be kept until they were saved.
+        self.lost = 0
         #: Whether the repository cannot be reached at present.
         self.failing = False
         self._reached: bool | None = None
@@ -132,6 +137,9 @@ class HelperLink:
         with suppress(BlockingIOError):
             self._send({"op": "job"})
         self._receive(timeout=0)
+        return self.problems()
+
+    def problems(self) -> list[str]:
         problems, self._problems = self._problems, []
         return problems
 
@@ -210,6 +218,7 @@ class HelperLink:
         self.progress += sum("read" in m for m in messages)
         for message in messages:
             self.read = message.get("read", self.read)
+            self.lost = message.get("lost", self.lost)
             self.failing = message.get("failing", self.failing)
             self._reached = message.get("reached", self._reached)
             if "refused" in message:

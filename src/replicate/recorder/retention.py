@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from replicate.backends.files import explained
+from replicate.backends.local import LocalBackend
 from replicate.config import Keep
 from replicate.maintenance import collect, objects_of
 from replicate.model import CheckpointRecord, ranking
 from replicate.repository import Repository
 
-#: Following all references takes time, so space is freed when this much waits, and at the end
-#: (bytes, as they were when saved).
+#: Following all references takes time, so space is freed when this much waits, or as much as there
+#: is left on the disk, and at the end (bytes, as they were when saved).
 _WORTH_COLLECTING = 64 << 20
 
 
@@ -56,19 +60,25 @@ class Retention:
         self._checkpoints: dict[str, CheckpointRecord] = {}
         self._doomed: set[str] = set()
         self._waiting = 0
+        #: Whether somebody before us may have left what dropped checkpoints needed.
+        self._inherited = False
         if repository.has(experiment):  # a helper that died has begun, or an earlier attempt
             self.reload()
+            self._inherited = any(c.dropped for c in self._checkpoints.values())
 
     def reload(self) -> None:
         """Read again which checkpoints there are, and which of them are superseded by now."""
         record = self._repository.experiment(self._experiment)
         self._checkpoints = {c.id: c for c in record.checkpoints}
 
-    def add(self, checkpoints: Sequence[CheckpointRecord]) -> list[str]:
-        """Take note of new checkpoints; return the ids of those whose files are to go now."""
+    def add(self, checkpoints: Sequence[CheckpointRecord]) -> list[CheckpointRecord]:
+        """Take note of new checkpoints; return those whose files are to go now."""
         for checkpoint in checkpoints:
             self._checkpoints.setdefault(checkpoint.id, checkpoint)
-        dropped = to_drop(self._keep, list(self._checkpoints.values()))
+        return to_drop(self._keep, list(self._checkpoints.values()))
+
+    def let_go(self, dropped: Sequence[CheckpointRecord]) -> None:
+        """The journal says that these have no files any more: what they needed may be removed."""
         for checkpoint in dropped:
             assert checkpoint.tree_ref is not None
             self._doomed |= objects_of(checkpoint.tree_ref, self._repository)
@@ -77,16 +87,35 @@ class Retention:
             self._checkpoints[checkpoint.id] = replace(
                 checkpoint, tree=None, packs=(), dropped=True
             )
-        return [c.id for c in dropped]
 
     def free(self, *, all: bool = False) -> None:
         """Remove what only dropped checkpoints needed, once that is worth the time, or `all`.
 
         What another run may be about to use stays for a later collection. In a bucket that is all
-        of it: nobody can see there who may be. Raises DamagedError.
+        of it: nobody can see there who may be. Raises DamagedError and StorageError.
         """
         if self._repository.backend.remote:
             self._doomed.clear()
-        if self._doomed and (all or self._waiting >= _WORTH_COLLECTING):
+        if self._doomed and (all or self._waiting >= min(_WORTH_COLLECTING, self._room())):
             doomed, self._doomed, self._waiting = self._doomed, set(), 0
             collect(self._repository, among=doomed, recording=self._experiment)
+
+    def make_room(self) -> bool:
+        """Remove at once what only dropped checkpoints needed, also those that a helper before this
+        one has dropped; whether anything went. Nothing may be stored meanwhile. Raises
+        DamagedError and StorageError."""
+        if self._repository.backend.remote or not (self._doomed or self._inherited):
+            return False
+        among = None if self._inherited else self._doomed
+        found = collect(self._repository, among=among, recording=self._experiment)
+        if not found.later_objects:  # else another run may be about to use them, but not for long
+            self._doomed, self._waiting, self._inherited = set(), 0, False
+        return found.objects > 0
+
+    def _room(self) -> int:
+        """Bytes that are free on the disk of the repository."""
+        backend = self._repository.backend
+        if not isinstance(backend, LocalBackend):
+            return _WORTH_COLLECTING
+        with explained("read", Path(backend.url)):
+            return shutil.disk_usage(backend.url).free
