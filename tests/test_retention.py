@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
@@ -361,6 +362,85 @@ def test_a_helper_that_is_killed_is_followed_by_one_that_goes_on_dropping(
     project.cli("verify", "--full")
     project.cli("gc")
     assert stored_states(project) == {b"state 1", b"state 4"}
+
+
+# ------------------------------------------------------------ full disks
+
+#: Each checkpoint takes a fifth of the disk.
+ON_A_SMALL_DISK = """
+    import os, sys, replicate
+    experiment = replicate.init(path=None, keep={"best": 1, "last": 1})
+    def save(number):
+        open("state", "wb").write(b"state %d" % number + os.urandom(800_000))
+        metrics = {"loss": -number}
+        experiment.checkpoint("state", metrics=metrics, primary_metric=("loss", "minimize"))
+    for step in range(int(sys.argv[1])):
+        save(step)
+        experiment.wait()
+    print("saved", flush=True)
+    sys.stdin.readline()
+    save(int(sys.argv[1]))
+    print("spooled", flush=True)
+"""
+
+
+@pytest.fixture
+def on_a_small_disk(project: ProjectDirectory, small_disk: Path) -> ProjectDirectory:
+    """A project whose repository has a disk of its own."""
+    project.repository = small_disk / "repository"
+    project.write("replicate.yaml", f"repository: {project.repository}\n")
+    return project
+
+
+def whole_steps(project: ProjectDirectory) -> list[object]:
+    """The steps whose files can be had back."""
+    record = project.record()
+    assert project.open().verify(full=True).damage == () and record.problems == ()
+    return [c.step for c in record.checkpoints if c.has_all_files]
+
+
+def leave_room(project: ProjectDirectory, size: int) -> None:
+    """Fill the disk of the repository but for so many bytes."""
+    disk = project.repository.parent
+    (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - size))
+
+
+def test_a_run_that_keeps_little_needs_no_more_than_a_small_disk(
+    on_a_small_disk: ProjectDirectory,
+) -> None:
+    done = on_a_small_disk.run(ON_A_SMALL_DISK, "9")
+    assert "full" not in done.stderr
+    assert whole_steps(on_a_small_disk) == [9]
+
+
+def test_on_a_full_disk_what_was_dropped_goes_at_once(on_a_small_disk: ProjectDirectory) -> None:
+    process = on_a_small_disk.start(ON_A_SMALL_DISK, "2")
+    assert process.stdout is not None and process.stdout.readline() == "saved\n"
+    leave_room(on_a_small_disk, 1_000_000)  # for the copy in the spool
+    _, errors = process.communicate("\n")
+    assert process.returncode == 0 and "could not be" not in errors, errors
+    assert whole_steps(on_a_small_disk) == [2]
+
+
+@linux
+def test_what_a_run_has_left_is_saved_on_a_disk_that_is_full_of_what_it_has_dropped(
+    on_a_small_disk: ProjectDirectory,
+) -> None:
+    process = on_a_small_disk.start(ON_A_SMALL_DISK, "2")
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "saved\n"
+    (helper,) = on_a_small_disk.helpers()
+    os.kill(helper, signal.SIGSTOP)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "spooled\n"
+    os.kill(helper, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    on_a_small_disk.wait_for_helpers()
+    leave_room(on_a_small_disk, 200_000)
+    on_a_small_disk.cli("sync")
+    assert whole_steps(on_a_small_disk) == [2]
 
 
 # ------------------------------------------------------------ wrong values

@@ -43,8 +43,8 @@ def checkout(
 
     For an experiment, its best checkpoint is taken, or the latest one if none is best. Where the
     files of that one were let go, as `keep` says, or could not all be saved, it is the best, or
-    latest, of those that have their files. Files that are overwritten are kept in the repository first, and --undo puts them back: those of the
-    last checkout, or of the one whose id is given.
+    latest, of those that have their files. Files that are overwritten are kept in the repository
+    first, and --undo puts them back: those of the last checkout, or of the one whose id is given.
 
     \b
     Examples:
