@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -17,7 +18,9 @@ import replicate
 from conftest import ProjectDirectory, fill, linux
 from replicate.errors import RepositoryError
 from replicate.model import CheckpointRecord, ExperimentRecord, Status
+from replicate.recorder.losses import Losses
 from replicate.recorder.recovery import recover
+from replicate.spool import Spool, job_header
 from replicate.tree import reader
 
 KILLS_IN_A_PROJECT = 5
@@ -415,13 +418,33 @@ def test_what_a_full_disk_costs_is_said_at_once_and_by_name(
     (small_disk / "ballast").unlink()
     _, said = process.communicate("there is room again\n")
     assert process.returncode == 0, said
-    assert said.count("of step 1 could not be kept, because the disk is full") == 1
+    assert re.search(r"m\.pt .*step 1\b.*the disk is full", said)
     (record,) = replicate.Project(small_disk / "repository").records()
     assert [c.lost for c in record.checkpoints] == [(), *[("m.pt",)] * 8]
     reasons = [p for p in record.problems if p.startswith("m.pt could not be saved at step")]
     assert len(reasons) == 8
-    assert all("could not be copied: the disk is full" in reason for reason in reasons)
-    assert "m.pt could not be saved at step 1: it was changed" in said
+    assert [r for r in reasons if "could not be copied: the disk is full" not in r] == []
+
+
+def test_the_first_loss_of_an_outage_is_told_by_its_name_once_its_job_is_there(
+    tmp_path: Path,
+) -> None:
+    spool, told = Spool(tmp_path), list[str]()
+    losses = Losses(spool, told.append)
+    losses.add("a", 1, "the disk is full")
+    losses.add("b", 0, "the disk is full")
+    losses.tell()
+    assert told == []
+    files = [{"path": "code.py", "at": 0}, {"path": "m.pt", "beside": 1}]
+    spool.add("a", {**job_header("checkpoint", data={"step": 7}), "files": files}, [])
+    for _ in range(2):
+        losses.tell()
+    (said,) = told
+    assert said.startswith("m.pt of the checkpoint of step 7 could not be kept, because the disk")
+    losses.over()
+    losses.add("a", 1, "the disk is full")
+    losses.tell()
+    assert told == [said, said] and losses.count == 3
 
 
 def test_a_file_that_can_never_be_stored_holds_up_none_of_the_others(
@@ -439,7 +462,7 @@ def test_a_file_that_can_never_be_stored_holds_up_none_of_the_others(
     """)
     assert "Not everything could be saved" not in done.stderr
     record = project.record()
-    assert [c.size for c in record.checkpoints][0] == 300_000
+    assert record.checkpoints[0].size == 300_000
     assert [c.lost for c in record.checkpoints] == [(), ("large.bin",), ()]
     (problem,) = record.problems
     assert problem.startswith("large.bin could not be saved at step 1: ")

@@ -227,13 +227,15 @@ def _complete(entry: Mapping[str, Any], path: Path, why: str = "") -> None:
         with capture.take(source, path, lease=False) as taken:
             if taken.state == state:
                 return
+    except TornCaptureError:
+        pass
     except StorageError as error:
         if is_too_large(error):
             raise TornCaptureError(f"it could not be copied: {cause_of(error)}") from error
         if source.exists():
             raise
         raise TornCaptureError(f"it was removed before it was saved{lost}") from error
-    path.unlink()
+    path.unlink(missing_ok=True)
     copied = f", and could not be copied: {why}" if why else ""
     held = lost or copied or ", and nobody held it still any more"
     raise TornCaptureError(f"it was changed before it was saved{held}")

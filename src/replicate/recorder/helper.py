@@ -159,6 +159,7 @@ class Helper:
                 self._answer(self._waiting[:], self._trouble)
             if self._failing and self._spool.take_hurry():
                 return
+            self._losses.tell()
             self._wake.wait(min(left, _TAIL) if self._failing else left)
             self._wake.clear()
 
@@ -190,6 +191,7 @@ class Helper:
         """Commit the oldest jobs if it is time, with how the run ended when it did; return what
         went wrong."""
         jobs, streams = (True, True) if urgent else self._pace.due()
+        self._losses.tell()
         try:
             if not self._reached:
                 self._make_repository()
@@ -361,6 +363,7 @@ class Helper:
 
     def _lose(self, job: str, number: int, why: str) -> None:
         self._losses.add(job, number, why)
+        self._wake.set()
         self._send({"lost": self._losses.count})
 
     def _report_some(self, problems: Sequence[str]) -> None:
