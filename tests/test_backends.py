@@ -23,6 +23,7 @@ from replicate.backends.base import Backend
 from replicate.backends.local import STALE_SECONDS, LocalBackend
 from replicate.backends.location import open_backend
 from replicate.backends.memory import MemoryBackend
+from replicate.backends.staging import Staging
 from replicate.errors import ConfigError, DamagedError, KeyNotFoundError, StorageError
 from servers import Server, enter
 
@@ -386,9 +387,11 @@ def run_python(code: str, *arguments: str) -> None:
 
 
 SCRIPT = """
-import resource, sys
+import os, resource, sys
 from pathlib import Path
 from replicate.backends.local import LocalBackend
+from replicate.backends.staging import Staging
+from replicate.blobs import Batch
 from replicate.errors import StorageError
 
 root = Path(sys.argv[1])
@@ -459,6 +462,17 @@ def test_a_full_disk_is_named_and_nothing_is_half_written(
         big = b"x" * (2 << 20)
         refused(lambda: local.put("old", big), "the disk is full\\nFree some space")
         refused(lambda: local.put_if_absent({"new": big, "a/small": b"x"}), "the disk is full")
+        staging = Staging(local)
+        staging.add("a/small", b"x")
+        refused(lambda: staging.add("new", big), "the disk is full")
+        staging.discard()
+        batch = Batch(local, compress=False)
+        def add():
+            for number in range(40):
+                batch.add_blob(os.urandom(1 << 20), None)
+            batch.flush()
+        refused(add, "the disk is full")
+        assert not list(local.list("blobs/"))
         refused(lambda: local.append("journal", b"", big), "the disk is full")
         assert local.get("old") == b"old" and local.stat("new") is None and no_leftovers()
         local.append("journal", b"", b"line\\n")
@@ -487,6 +501,40 @@ def test_a_read_only_disk_can_be_read_and_is_named_on_a_write(
             refused(write, "not writable")
         """
     )
+
+
+def test_what_is_staged_is_there_when_it_is_published_and_not_before(local: LocalBackend) -> None:
+    local.put("a/old", b"old")
+    before = next_tick(local)
+    staging = Staging(local)
+    staging.add("a/old", b"other")
+    staging.add("a/new", b"new")
+    assert keys(local) == ["a/old"]
+    assert staging.publish() == {"a/new": 3}
+    assert (local.get("a/old"), local.get("a/new")) == (b"old", b"new")
+    assert local.delete(["a/old", "a/new"], unless_modified_since=before) == set()
+    assert no_temporary_files(local)
+
+
+def test_of_those_who_stage_the_same_key_one_creates_it(local: LocalBackend) -> None:
+    first, second = Staging(local), Staging(local)
+    first.add("a", b"x")
+    second.add("a", b"x")
+    assert (second.publish(), first.publish()) == ({"a": 1}, {})
+    assert no_temporary_files(local)
+
+
+def test_a_staging_that_is_forgotten_leaves_nothing(local: LocalBackend) -> None:
+    staging = Staging(local)
+    staging.add("a", b"x")
+    assert not no_temporary_files(local)
+    del staging
+    assert no_temporary_files(local)
+    assert keys(local) == []
+
+
+def no_temporary_files(local: LocalBackend) -> bool:
+    return not list(Path(local.url).glob(".tmp/*"))
 
 
 def test_a_forked_child_can_write(local: LocalBackend) -> None:

@@ -9,7 +9,7 @@ import io
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ from replicate.backends.base import Backend, Content
 from replicate.backends.cached import forget
 from replicate.backends.files import PIECE, open_no_link, several, write_at
 from replicate.backends.local import LocalBackend
+from replicate.backends.staging import Staging
 from replicate.background import Background
 from replicate.chunking import MAX_CHUNK
 from replicate.errors import DamagedError, KeyNotFoundError
@@ -31,9 +32,12 @@ MAX_BLOB = MAX_CHUNK
 #: A blob that was stored or touched less than this ago is safe from garbage collection while its
 #: user is at work: half of a collector's grace (seconds).
 FRESH = 1800.0
-#: How much a batch holds before it is written (bytes): bounds memory, fills a disk's queue. While
-#: it is written, as much again is added.
-FLUSH_AT = 64 << 20
+#: How much a batch holds before it is written (bytes), and how many such writes go on while more
+#: is added: that bounds memory. In a bucket each is a request or more; a disk is kept busy by many
+#: small ones.
+_REMOTE_AHEAD, _LOCAL_AHEAD = (64 << 20, 1), (16 << 20, 3)
+#: So many files are made durable together. As many again may be open meanwhile.
+_TOGETHER = 128
 #: How many blobs are compressed at once, each by a thread.
 _ENCODERS = min(4, os.cpu_count() or 1)
 #: What goes into packs, where there are any (bytes as stored): decision 8 has the measurements. A
@@ -107,7 +111,12 @@ class Batch:
         self._trees: dict[str, tuple[str, ...]] = {}
         self._packed: dict[str, str] = {}
         self._items: _Items = {}
-        self._writing: Background[None] | None = None
+        self._writing: deque[Background[None]] = deque()
+        self._group, self._ahead = _REMOTE_AHEAD if backend.remote else _LOCAL_AHEAD
+        self._staging = Staging(backend) if isinstance(backend, LocalBackend) else None
+        #: What was written, or is being written while more is added: whose it is, without a suffix.
+        self._behind: dict[str, Hashable] = {}
+        self._lock = threading.Lock()  # for `stored`
         self._size = 0
         self.stored: Counter[Hashable] = Counter()
 
@@ -135,31 +144,73 @@ class Batch:
     def flush(self) -> None:
         """Write all that was added. Trees and blobs may go together, because nothing refers to a
         tree before its journal line, and who adds a tree has added each of its blobs too."""
-        self._settle()
-        self._store(self._take())
+        with self._whole():
+            self._settle(0)
+            if self._staging:
+                self._stage(self._take())
+                self._publish()
+            else:
+                self._store(self._take())
 
     def _write_behind(self) -> None:
         """Write what was added, while the caller goes on adding: hashing need not wait for the
-        disk. One such write at a time, which bounds what has to be held."""
-        self._settle()
+        disk. So many such writes at a time, which bounds what has to be held."""
+        with self._whole():
+            self._settle(self._ahead - 1)
         items = self._take()
-        self._writing = Background(lambda: self._store(items))
+        write = self._store if self._staging is None else self._stage
+        self._writing.append(Background(lambda: write(items)))
+        if self._staging is not None and len(self._staging) >= _TOGETHER:
+            self._writing.append(Background(self._publish))
 
-    def _settle(self) -> None:
-        """Wait for what is being written; its error is this call's."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+    def _settle(self, left: int) -> None:
+        """Wait until no more than `left` writes are under way; their error is this call's."""
+        while len(self._writing) > left:
+            self._writing.popleft().result()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Where this fails, nothing goes on and nothing is left half-written."""
+        try:
+            yield
+        except BaseException:
+            for writing in self._writing:
+                with suppress(BaseException):  # the first failure is the one to tell
+                    writing.result()
+            self._writing.clear()
+            if self._staging is not None:
+                self._staging.discard()
+            raise
 
     def _take(self) -> _Items:
         items, self._items, self._size = self._items, {}, 0
+        self._behind.update((key.partition(".")[0], owner) for key, (_, owner) in items.items())
         return items
+
+    def _encode(self, items: _Items) -> _Items:
+        """The items as they are to be stored."""
+        return dict(several(_encoded, items.items(), _ENCODERS)) if self._compress else items
+
+    def _stage(self, items: _Items) -> None:
+        """Begin to write these to a disk: `_publish` waits for it."""
+        assert self._staging is not None
+        for key, (content, _) in self._encode(items).items():
+            self._staging.add(key, content)
+
+    def _publish(self) -> None:
+        assert self._staging is not None
+        for key, size in self._staging.publish().items():
+            self._count(key, size, self._behind[key.partition(".")[0]])
+
+    def _count(self, key: str, size: int, owner: Hashable) -> None:
+        if key.startswith("blobs/"):
+            with self._lock:
+                self.stored[owner] += size
 
     def _store(self, items: _Items) -> None:
         if not items:
             return
-        if self._compress:
-            items = dict(several(_encoded, items.items(), _ENCODERS))
+        items = self._encode(items)
         contents = {key: content for key, (content, _) in items.items()}
         packs = {} if self._recent is None else _packed(contents)
         sent = time.time()
@@ -168,8 +219,7 @@ class Batch:
         new = (key for name in created for key in packs.get(name, [name]))
         for key in new:
             content, owner = items[key]
-            if key.startswith("blobs/"):
-                self.stored[owner] += len(content)
+            self._count(key, len(content), owner)
         for key in contents if self._recent is not None else ():
             self._remember(packs.get(key, [key]), key if key in packs else "", sent)
 
@@ -206,10 +256,10 @@ class Batch:
         return False
 
     def _queue(self, key: str, content: Content, owner: Hashable) -> None:
-        if key not in self._items:
+        if key not in self._items and key.partition(".")[0] not in self._behind:
             self._items[key] = (content, owner)
             self._size += len(content)
-            if self._size >= FLUSH_AT:
+            if self._size >= self._group:
                 self._write_behind()
 
 

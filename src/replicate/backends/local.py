@@ -28,6 +28,7 @@ from replicate.backends.base import (
 )
 from replicate.backends.files import (
     NO_FILE,
+    Staged,
     explained,
     open_no_link,
     regular_file,
@@ -105,6 +106,28 @@ class LocalBackend(Backend):
         finally:
             with explained("write", self._tmp):
                 remove(temporaries.values())
+        return created
+
+    def stage(self, key: str, content: Content) -> Staged | None:
+        """Begin to write `key`, of which nothing is to be seen before `publish`; None when it is
+        there, and touched. `content` is not needed any more."""
+        path = self._path(key)
+        with explained("write", path):
+            self._prepare(path.parent)
+            return None if touch(path) else Staged(self._temporary(), content)
+
+    def publish(self, staged: Mapping[str, Staged | None]) -> set[str]:
+        """What `put_if_absent` would do for these keys, all that is slow for all of them at once:
+        a journalling file system waits once for many files, if that comes last."""
+        absent = {key: file for key, file in staged.items() if file is not None}
+        try:
+            with explained("write", self._tmp):
+                several(Staged.sync, absent.values())
+            created = {k for k, file in absent.items() if self._create(self._path(k), file.path)}
+            self._sync_directories({self._path(key).parent for key in staged})
+        finally:
+            with explained("write", self._tmp):
+                remove(file.path for file in absent.values())
         return created
 
     def append(self, key: str, existing: Content, added: Content) -> None:
@@ -186,8 +209,8 @@ class LocalBackend(Backend):
         if new:
             sync_directory(self._root.parent)
 
-    def _create(self, path: Path, temporary: Path, content: Content) -> bool:
-        """`path` is there and fresh; True when this call gave it `content`.
+    def _create(self, path: Path, temporary: Path, content: Content | None = None) -> bool:
+        """`path` is there and fresh; True when this call gave it `content`, which is `temporary`.
 
         The touch comes last also for a new file: whatever the age of the temporary file, a
         collector sees a key that was modified just now, or had it before and we link it again.
@@ -201,6 +224,8 @@ class LocalBackend(Backend):
                 except FileExistsError:
                     created = False
                 except FileNotFoundError:  # it was moved, for want of links, and then deleted
+                    if content is None:
+                        raise
                     write_file(temporary, content)
         return created
 
