@@ -89,6 +89,33 @@ def test_what_the_run_would_have_let_go_is_let_go(
     assert len([p for p in (project.repository / "blobs").rglob("*") if p.is_file()]) == 1
 
 
+def test_what_was_left_on_a_nearly_full_disk_is_saved_one_by_one(
+    project: ProjectDirectory, small_disk: Path
+) -> None:
+    project.repository = small_disk / "repository"
+    project.write("replicate.yaml", f"repository: {project.repository}\n")
+    run_until_the_machine_stops(project, size=400_000)
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - 600_000))
+    said, record = recovered(project)
+    assert len(said) == 1 and record.problems == ()
+    assert [c.size for c in record.checkpoints] == [400_000] * 5
+    assert project.open().verify(full=True).damage == ()
+
+
+def test_what_has_changed_and_is_lost_is_not_copied_first(
+    project: ProjectDirectory, small_disk: Path
+) -> None:
+    project.repository = small_disk / "repository"
+    project.write("replicate.yaml", f"repository: {project.repository}\n")
+    spool = run_until_the_machine_stops(project, size=400_000)
+    for copy in spool.glob("*.0"):
+        copy.unlink()
+    project.write("m", bytes(4_000_000))
+    _, record = recovered(project)
+    assert [c.lost for c in record.checkpoints] == [("m",)] * 5
+
+
 def test_recovering_again_changes_nothing(project: ProjectDirectory) -> None:
     run_until_the_machine_stops(project)
     said, first = recovered(project)

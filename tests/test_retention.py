@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -368,7 +369,7 @@ def test_a_helper_that_is_killed_is_followed_by_one_that_goes_on_dropping(
 
 #: Each checkpoint takes a fifth of the disk.
 ON_A_SMALL_DISK = """
-    import os, sys, replicate
+    import os, shutil, sys, replicate
     experiment = replicate.init(path=None, keep={"best": 1, "last": 1})
     def save(number):
         open("state", "wb").write(b"state %d" % number + os.urandom(800_000))
@@ -377,6 +378,7 @@ ON_A_SMALL_DISK = """
     for step in range(int(sys.argv[1])):
         save(step)
         experiment.wait()
+        print("free", shutil.disk_usage(sys.argv[2]).free)
     print("saved", flush=True)
     sys.stdin.readline()
     save(int(sys.argv[1]))
@@ -399,6 +401,11 @@ def whole_steps(project: ProjectDirectory) -> list[object]:
     return [c.step for c in record.checkpoints if c.has_all_files]
 
 
+def read_until(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    assert line in iter(process.stdout.readline, "")
+
+
 def leave_room(project: ProjectDirectory, size: int) -> None:
     """Fill the disk of the repository but for so many bytes."""
     disk = project.repository.parent
@@ -408,14 +415,16 @@ def leave_room(project: ProjectDirectory, size: int) -> None:
 def test_a_run_that_keeps_little_needs_no_more_than_a_small_disk(
     on_a_small_disk: ProjectDirectory,
 ) -> None:
-    done = on_a_small_disk.run(ON_A_SMALL_DISK, "9")
-    assert "full" not in done.stderr
+    disk = str(on_a_small_disk.repository.parent)
+    done = on_a_small_disk.run(ON_A_SMALL_DISK, "9", disk)
+    free = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("free")]
+    assert len(free) == 9 and min(free) > 500_000
     assert whole_steps(on_a_small_disk) == [9]
 
 
 def test_on_a_full_disk_what_was_dropped_goes_at_once(on_a_small_disk: ProjectDirectory) -> None:
-    process = on_a_small_disk.start(ON_A_SMALL_DISK, "2")
-    assert process.stdout is not None and process.stdout.readline() == "saved\n"
+    process = on_a_small_disk.start(ON_A_SMALL_DISK, "2", ".")
+    read_until(process, "saved\n")
     leave_room(on_a_small_disk, 1_000_000)  # for the copy in the spool
     _, errors = process.communicate("\n")
     assert process.returncode == 0 and "could not be" not in errors, errors
@@ -426,14 +435,14 @@ def test_on_a_full_disk_what_was_dropped_goes_at_once(on_a_small_disk: ProjectDi
 def test_what_a_run_has_left_is_saved_on_a_disk_that_is_full_of_what_it_has_dropped(
     on_a_small_disk: ProjectDirectory,
 ) -> None:
-    process = on_a_small_disk.start(ON_A_SMALL_DISK, "2")
-    assert process.stdout is not None and process.stdin is not None
-    assert process.stdout.readline() == "saved\n"
+    process = on_a_small_disk.start(ON_A_SMALL_DISK, "2", ".")
+    read_until(process, "saved\n")
     (helper,) = on_a_small_disk.helpers()
     os.kill(helper, signal.SIGSTOP)
+    assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    assert process.stdout.readline() == "spooled\n"
+    read_until(process, "spooled\n")
     os.kill(helper, signal.SIGKILL)
     process.kill()
     process.wait()

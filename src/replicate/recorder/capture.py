@@ -109,6 +109,14 @@ def take(source: Path, spooled: Path, *, lease: bool = True) -> Capture:
                 filesystem.close_private(fd)
 
 
+def has_changed(source: Path, since: FileState) -> bool:
+    """Whether the file certainly is not what it was, which a copy would only tell later."""
+    try:
+        return _state(source.stat()) != since
+    except OSError:
+        return False
+
+
 def finish(fd: int, spooled: Path, expected: FileState) -> None:
     """`spooled` holds exactly what was captured, or there is no such file and this raises.
 

@@ -247,13 +247,14 @@ class Committer:
         """Like `commit`, for as many of the oldest jobs as go well together, after the points and
         the output; with `final` also after a line of output that is not complete. Of jobs and
         `streams` either may be left for later. On a full disk it first removes the files that
-        `keep` has let go."""
+        `keep` has let go, and goes on job by job: each that is saved leaves the spool."""
         self._begin()
         try:
             return self._commit_some(directory, final=final, jobs=jobs, streams=streams)
         except FullError:
-            if not self._make_room():
+            if not self._make_room() and self._at_once == 1:
                 raise
+            self._at_once = 1
         # Not before the error is forgotten, and with it what was begun, which takes space, too.
         return self._commit_some(directory, final=final, jobs=jobs, streams=streams)
 

@@ -224,9 +224,10 @@ def _complete(entry: Mapping[str, Any], path: Path, why: str = "") -> None:
     lost = ", and a crash of the machine has cut off its copy" if cut_off else ""
     source = Path(entry["source"])
     try:
-        with capture.take(source, path, lease=False) as taken:
-            if taken.state == state:
-                return
+        if not capture.has_changed(source, state):
+            with capture.take(source, path, lease=False) as taken:
+                if taken.state == state:
+                    return
     except TornCaptureError:
         pass
     except StorageError as error:
