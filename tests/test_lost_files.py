@@ -104,6 +104,29 @@ def test_checking_out_the_experiment_takes_one_that_has_all_its_files(
     assert (tmp_path / "out" / "model").read_text() == "step 0"
 
 
+@pytest.mark.parametrize("step", [None, 1])
+def test_a_run_goes_on_from_one_that_has_all_its_files(
+    project: ProjectDirectory, step: int | None
+) -> None:
+    checkpoints(project, WITH_BEST)
+    experiment = project.record().id
+    if step is not None:  # the same step once more, now whole
+        project.run(f"""
+            import replicate
+            experiment = replicate.init(path=None, resume={experiment!r}, from_step=1)
+            open("model", "w").write("again")
+            open("log", "w").write("again")
+            experiment.checkpoint(["model", "log"], step=1)
+        """)
+    done = project.run(f"""
+        import replicate
+        experiment = replicate.init(path=None, resume={experiment!r}, from_step={step})
+        resumed = experiment.resumed_from
+        print(resumed.step, resumed.open("model").read())
+    """)
+    assert done.stdout == ("0 b'step 0'\n" if step is None else "1 b'again'\n")
+
+
 def test_a_script_that_opens_a_lost_file_is_told(project: ProjectDirectory, tmp_path: Path) -> None:
     checkpoints(project)
     part = replicate.experiments.list()[0].checkpoints[1]

@@ -125,13 +125,18 @@ def _plan(
     if isinstance(from_step, bool) or not isinstance(from_step, int | float | None):
         raise UsageError(f"from_step must be a number, not {from_step!r}")
     if checkpoint is None and from_step is None:
-        with_files = [c for c in experiment.current if c.tree is not None]
-        checkpoint = with_files[-1] if with_files else experiment.latest()
+        latest_first = [*reversed(experiment.current)]
+        checkpoint = max(latest_first, key=_files, default=None)
     elif checkpoint is None:
         checkpoint = _at_step(experiment, from_step)
     if from_step is None and checkpoint is not None:
         from_step = checkpoint.step
     return Resumption(experiment, checkpoint, from_step)
+
+
+def _files(checkpoint: CheckpointRecord) -> int:
+    """How much there is to go on from: all files, some, or none."""
+    return 0 if checkpoint.tree is None else 1 if checkpoint.lost else 2
 
 
 def _at_step(experiment: ExperimentRecord, step: float | None) -> CheckpointRecord | None:
@@ -141,7 +146,7 @@ def _at_step(experiment: ExperimentRecord, step: float | None) -> CheckpointReco
     made = [c for c in experiment.current if c.step is not None]
     there = [c for c in made if c.step == step]
     if there or not made:
-        return max(there, key=lambda c: c.tree is not None, default=None)
+        return max(there, key=_files, default=None)
     steps = sorted({c.step for c in made if c.step is not None})
     before = [s for s in steps if step is not None and s <= step]
     if before:
