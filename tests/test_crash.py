@@ -384,6 +384,30 @@ def test_a_full_disk_is_said_once_and_does_not_stop_the_run(
                 assert len(reader(opened.repository.backend, entry)()) == 200_000
 
 
+@pytest.mark.parametrize("what", ["experiment", "checkpoint"])
+def test_on_a_disk_with_no_byte_free_things_can_be_deleted(
+    project: ProjectDirectory, small_disk: Path, what: str
+) -> None:
+    project.repository = small_disk / "repository"
+    opened = replicate.Project(project.repository, project.path)
+    for _ in range(2):  # the second time there is what the first has left
+        project.write("m.pt", os.urandom(500_000))
+        with replicate.Project(project.repository).init(path=None) as experiment:
+            experiment.checkpoint("m.pt", metrics={"loss": 1})
+            assert experiment.wait()
+        project.wait_for_helpers()
+        fill(small_disk / "ballast")
+        (checkpoint,) = experiment.refresh().checkpoints
+        id = experiment.id if what == "experiment" else checkpoint.id
+        removed = opened.remove(opened.plan_removal([id]))
+        assert removed.bytes >= 500_000 and removed.problem is None
+        (small_disk / "ballast").unlink()
+    assert [len(e.checkpoints) for e in opened.records()] == (
+        [] if what == "experiment" else [0, 0]
+    )
+    assert opened.verify().damage == ()
+
+
 @linux
 def test_what_a_full_disk_costs_is_said_at_once_and_by_name(
     project: ProjectDirectory, small_disk: Path

@@ -3,6 +3,7 @@ what was lost."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ProjectDirectory, linux
+from replicate.errors import NotFoundError
 from replicate.model import ExperimentRecord
 from replicate.recorder.recovery import recover
 
@@ -65,7 +67,7 @@ def test_the_next_run_saves_what_was_left_and_says_so(
 ) -> None:
     run_until_the_machine_stops(project)
     before = project.open().records()[0]
-    assert before.checkpoints == ()
+    assert not before.saved
     done = project.run("import replicate; replicate.init(path=None)")
     assert f"Experiment {before.id[:7]} was cut off" in done.stderr
     first, _ = project.records()
@@ -114,6 +116,32 @@ def test_what_has_changed_and_is_lost_is_not_copied_first(
     project.write("m", bytes(4_000_000))
     _, record = recovered(project)
     assert [c.lost for c in record.checkpoints] == [("m",)] * 5
+
+
+def test_what_a_crash_has_left_is_marked_until_it_is_saved(project: ProjectDirectory) -> None:
+    run_until_the_machine_stops(project)
+    (record,) = project.open().records()
+    assert not record.saved and steps(record) == list(range(5))
+    assert [(c.saved, c.tree) for c in record.checkpoints] == [(False, None)] * 5
+    assert "local" in project.cli("ls").stdout
+    assert project.cli("show", record.id).stdout.count("local") >= 5
+    assert json.loads(project.cli("ls", "--json").stdout)[0]["saved"] is False
+    with pytest.raises(NotFoundError, match="only on this machine"):
+        project.open().plan_checkout(project.open().pick(record.checkpoints[0].id))
+    recovered(project)
+    (record,) = project.open().records()
+    assert record.saved and all(c.saved and c.tree for c in record.checkpoints)
+
+
+def test_what_a_deleted_run_has_left_goes_with_it(project: ProjectDirectory) -> None:
+    run_until_the_machine_stops(project)
+    opened = project.open()
+    (record,) = opened.records()
+    opened.remove(opened.plan_removal([record.id], force=True))
+    assert opened.records() == []
+    (outcome,) = recover(opened.repository)
+    assert outcome.message == f"Experiment {record.id[:7]} is deleted, and what it had left."
+    assert opened.records() == [] and project.spools() == []
 
 
 def test_recovering_again_changes_nothing(project: ProjectDirectory) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from replicate import checks
 from replicate.backends.base import Backend, Stat
 from replicate.backends.local import LocalBackend
+from replicate.backends.reserve import keep_reserve
 from replicate.blobs import Batch, Recent
 from replicate.changes import Announcements
 from replicate.config import Compression
@@ -136,6 +137,7 @@ class Repository:
         """Make a repository here unless there is one. Raises like `exists`."""
         if not self.exists():
             self.backend.put_if_absent({_DESCRIPTION_KEY: dump(_DESCRIPTION) + b"\n"})
+            keep_reserve(self.backend)
 
     def _check_description(self, data: bytes) -> None:
         name = f"{self.url}/{_DESCRIPTION_KEY}"

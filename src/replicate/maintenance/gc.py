@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from replicate.backends.base import Stat
+from replicate.backends.reserve import reserve_released
 from replicate.errors import DamagedError, KeyNotFoundError
 from replicate.maintenance.compaction import tidy
 from replicate.maintenance.presence import has_spool, somebody_may_write
@@ -125,10 +126,11 @@ def collect(
     remains = [key for keys in found for key in keys]
     gone = set(old)
     if not dry_run:
-        gone = backend.delete(old, unless_modified_since=limit)
-        backend.delete(remains, unless_modified_since=metadata)
-        expired = [backup.stat.key for backup in marked.expired]
-        backend.delete(expired, unless_modified_since=start - UNDO_KEPT)
+        with reserve_released(backend):
+            gone = backend.delete(old, unless_modified_since=limit)
+            backend.delete(remains, unless_modified_since=metadata)
+            expired = [backup.stat.key for backup in marked.expired]
+            backend.delete(expired, unless_modified_since=start - UNDO_KEPT)
         if backend.remote and among is None:
             tidy(repository, start)
     return Collected(

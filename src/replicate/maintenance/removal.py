@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from replicate.backends.reserve import reserve_released
 from replicate.errors import DamagedError, UsageError
 from replicate.maintenance.gc import collect
 from replicate.maintenance.references import (
@@ -88,8 +89,13 @@ def remove(repository: Repository, plan: RemovalPlan) -> Removed:
     """Delete what is planned, for good, and free what nothing needs any more.
 
     Everything is gone for readers at once, also where its bytes stay for a while or, as damage
-    leaves it unclear what is needed, until that is repaired.
+    leaves it unclear what is needed, until that is repaired. It works on a full disk, too.
     """
+    with reserve_released(repository.backend):
+        return _remove(repository, plan)
+
+
+def _remove(repository: Repository, plan: RemovalPlan) -> Removed:
     for experiment in plan.experiments:
         _append(repository, experiment.id, {})
     for id, checkpoints in _by_experiment(plan).items():

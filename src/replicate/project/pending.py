@@ -1,5 +1,5 @@
-"""What of the experiments of a remote repository is only on this machine so far: read from the
-spools, without a network."""
+"""What of the experiments of a repository is only on this machine so far: read from the spools,
+without a network."""
 
 from __future__ import annotations
 
@@ -76,19 +76,27 @@ def with_checkpoints(
 
 
 def pending(repository: Repository) -> dict[str, Pending]:
-    """What waits here for a remote repository, by the experiment's id. For one on a disk nothing
-    does: there it takes milliseconds, and the next run brings what a crash has left."""
-    if not repository.backend.remote:
-        return {}
-    found = (pending_in(spool) for spool in all_spools(repository.spools))
-    return {one.id: one for one in found if one is not None}
+    """What waits here for the repository, by the experiment's id. For one on a disk that is only
+    what a crash has left, until the next run brings it: what goes on takes milliseconds there."""
+    spools = (s for s in all_spools(repository.spools) if _waits(repository, s))
+    return {one.id: one for spool in spools if (one := pending_in(spool)) is not None}
+
+
+def _waits(repository: Repository, spool: Spool) -> bool:
+    if repository.backend.remote:
+        return True
+    try:
+        return bool(spool.names()) and not spool.is_locked
+    except OSError:  # another user's, or not to be written: nobody can tell from here
+        return False
 
 
 def pending_of(repository: Repository, id: str) -> Pending | None:
     """As `pending`, of one experiment."""
-    if not repository.backend.remote or repository.spools is None:
+    if repository.spools is None:
         return None
-    return pending_in(Spool(repository.spools / id))
+    spool = Spool(repository.spools / id)
+    return pending_in(spool) if _waits(repository, spool) else None
 
 
 def pending_in(spool: Spool) -> Pending | None:
@@ -136,8 +144,9 @@ def _said_once(events: Iterable[Event]) -> Iterator[Event]:
 
 def require_saved(repository: Repository, ids: Iterable[str]) -> None:
     """Raise UsageError when something waits here of an experiment that nobody records any more: it
-    would be saved after what is done to the experiment now, and undo that."""
-    for id in ids:
+    would be saved after what is done to the experiment now, and undo that. In a repository on a
+    disk nothing undoes a deletion."""
+    for id in ids if repository.backend.remote else ():
         left = pending_of(repository, id)
         if left is not None and not left.live:
             raise UsageError(

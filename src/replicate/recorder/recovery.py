@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from replicate.config import Keep
-from replicate.errors import RepositoryError, StorageError
+from replicate.errors import KeyNotFoundError, RepositoryError, StorageError
 from replicate.model import short
 from replicate.recorder.commit import Committer
 from replicate.repository import Repository
@@ -53,8 +53,10 @@ def recover(
                 spool.hurry()
                 text = (
                     f"Experiment {short(spool.experiment)} is left to its own process, which has "
-                    "not ended yet, and tries now; `replicate ls` marks what is not saved"
+                    "not ended yet, and tries now"
                 )
+                if repository.backend.remote:
+                    text += "; `replicate ls` marks what is not saved"
                 yield Outcome(spool.experiment, "live", text)
             continue
         try:
@@ -68,6 +70,10 @@ def _recover_one(
 ) -> Iterator[Outcome]:
     id, jobs, problems = spool.experiment, len(spool.names()), list[str]()
     try:
+        if _is_deleted(repository, id):
+            spool.destroy()
+            yield Outcome(id, "saved", f"Experiment {short(id)} is deleted, and what it had left.")
+            return
         committer = _committer(repository, spool, lambda read: left(spool.size() - read))
         for problem in committer.commit():
             problems.append(problem)
@@ -85,6 +91,13 @@ def _recover_one(
         yield Outcome(id, "saved", f"Experiment {short(id)} {what} is in the repository now.")
     for problem in problems:
         yield Outcome(id, "lost", f"Experiment {short(id)}: {problem}")
+
+
+def _is_deleted(repository: Repository, id: str) -> bool:
+    try:
+        return repository.experiment(id).deleted
+    except KeyNotFoundError:  # nothing of it was saved
+        return False
 
 
 def _committer(repository: Repository, spool: Spool, progress: Callable[[int], None]) -> Committer:
