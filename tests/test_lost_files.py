@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import replicate
-from conftest import ProjectDirectory
+from conftest import ProjectDirectory, posix
 from replicate.errors import NotFoundError
 from replicate.model import CheckpointRecord
 
@@ -38,6 +38,34 @@ def checkpoints(project: ProjectDirectory, script: str = WITH_BEST) -> list[Chec
     found = list(project.record().checkpoints)
     assert [c.lost for c in found] == [(), ("model",), ("model", "log")]
     return found
+
+
+@posix
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ("os.symlink('nowhere', 'out')", "a link that leads nowhere"),
+        ("os.mkfifo('out')", "a pipe"),
+        ("os.mkdir('out')", "an empty directory"),
+        ("None", "nothing"),
+    ],
+    ids=["link", "pipe", "empty directory", "gone"],
+)
+def test_what_is_no_file_any_more_costs_none_that_was_saved(
+    project: ProjectDirectory, tmp_path: Path, change: str, left: str
+) -> None:
+    project.run(f"""
+        import os, replicate
+        experiment = replicate.init(path=None, keep={{"last": 1}})
+        open("out", "w").write("saved")
+        experiment.checkpoint("out")
+        os.remove("out")
+        {change}
+        experiment.checkpoint("out")
+    """)
+    saved, lacking = project.record().checkpoints
+    assert lacking.lost == ("out",), left
+    assert project.files_of(saved.id, tmp_path / "out") == {"out": b"saved"}
 
 
 def test_show_ls_and_json_mark_it(project: ProjectDirectory) -> None:

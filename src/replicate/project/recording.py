@@ -163,7 +163,7 @@ class Recording:
             return None, None, tuple(lost)
         try:
             listing = select(self._project, found, use_ignore_files=False)
-            self._tell_of_empty(found, listing)
+            lost += self._empty(found, listing)
             listing, secret = without_secrets(self._project, listing, found, self._allowed)
         except (ReplicateError, OSError) as error:
             self._recorder.problem(f"A checkpoint lacks files: {error}")
@@ -175,12 +175,17 @@ class Recording:
         single = isinstance(path, str | os.PathLike)
         return (found[0] if single else tuple(found)), listing, tuple(lost)
 
-    def _tell_of_empty(self, paths: Sequence[str], listing: Listing) -> None:
-        """A directory without files is most often another than was meant."""
-        for path in paths if not listing.left_out else ():
+    def _empty(self, paths: Sequence[str], listing: Listing) -> list[str]:
+        """The paths of which there is nothing to save. A directory without files is most often
+        another than was meant: that is told, too."""
+        empty = []
+        for path in paths:
             above = "" if path == "." else f"{path}/"
             if not any(s.path == path or s.path.startswith(above) for s in listing.selected):
-                self._recorder.problem(f'A checkpoint lacks files: there are none in "{path}"')
+                empty.append(path)
+        for path in empty if not listing.left_out else ():
+            self._recorder.problem(f'A checkpoint lacks files: there are none in "{path}"')
+        return empty
 
     def _locate(self, path: str | os.PathLike[str]) -> str:
         """A script names files from where it runs; from the project's directory will do, too."""
