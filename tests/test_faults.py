@@ -195,7 +195,7 @@ def check_training(run: Run, scenario: Scenario) -> Iterator[str]:
         if run.exit_code not in (0, -signal.SIGKILL):
             yield f"exit code {run.exit_code}"
     elif run.lines == [] and scenario.role == "trainer":
-        if "StorageError" not in run.said:
+        if not any(error in run.said for error in ("StorageError", "FullError")):
             yield "init() has failed without a word"
     elif run.exit_code != 0 or run.lines != ["started", *map(str, range(STEPS)), "trained"]:
         yield f"training was hurt: exit code {run.exit_code} after {run.lines}"
