@@ -335,6 +335,18 @@ def test_gc_removes_what_nothing_refers_to_and_leaves_the_rest(repository: Repos
     assert collect(repository).objects == 0
 
 
+def test_gc_removes_what_is_half_written_once_nobody_can_be_at_it(repository: Repository) -> None:
+    finished(repository)
+    half = Path(repository.url, ".tmp", "half")
+    half.write_bytes(bytes(70))
+    next_tick(repository.backend)
+    with announced(repository):
+        assert collect(repository).objects == 0
+    assert collect(repository, dry_run=True).bytes == 70 and half.exists()
+    done = collect(repository)
+    assert (done.objects, done.bytes, half.exists()) == (1, 70, False)
+
+
 def test_gc_leaves_files_that_are_not_ours(repository: Repository) -> None:
     foreign = Path(repository.url, "blobs", "ab", "README.txt")
     foreign.parent.mkdir(parents=True)

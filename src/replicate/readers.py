@@ -46,8 +46,8 @@ class MemoryReader:
 
 
 class FileReader:
-    """`size` bytes of an open file, from `offset` on. `progress` is called before each reading, with
-    its length."""
+    """`size` bytes of an open file, from `offset` on. `progress` is told the length of each reading
+    before."""
 
     def __init__(
         self,

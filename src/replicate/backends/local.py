@@ -357,9 +357,21 @@ class LocalBackend(Backend):
             for trash in self._trashes():
                 if trash.stat().st_mtime < limit:
                     self._put_back(trash)
+        self.remove_temporary(limit)
+
+    def remove_temporary(self, limit: float, *, dry_run: bool = False) -> tuple[int, int]:
+        """Remove what was being written before `limit`, which must be so long ago that nobody is
+        at it any more; how many files that are, and their bytes."""
+        count = size = 0
+        with explained("delete in", self._tmp), suppress(FileNotFoundError):
             for temporary in self._tmp.iterdir():
-                if temporary.stat().st_mtime < limit:
-                    temporary.unlink()
+                with suppress(FileNotFoundError):  # they come and go
+                    found = temporary.stat()
+                    if found.st_mtime < limit:
+                        count, size = count + 1, size + found.st_size
+                        if not dry_run:
+                            temporary.unlink()
+        return count, size
 
 
 def _stat(key: str, found: os.stat_result) -> Stat:

@@ -26,7 +26,8 @@ def du(output: Output, project: Project, as_json: bool) -> None:
 
     The largest comes first. FILES is what their files would take as plain copies, STORED what they
     take as they are stored, and UNSHARED what deleting the experiment would free: the rest it
-    shares with others. CHECKPOINTS counts superseded ones, too: their files are kept.
+    shares with others. These are the lengths of files: on the disk each takes whole blocks, and a
+    little more. CHECKPOINTS counts superseded ones, too: their files are kept.
 
     \b
     Examples:

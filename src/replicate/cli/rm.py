@@ -28,6 +28,7 @@ def rm(output: Output, project: Project, ids: tuple[str, ...], force: bool, dry_
     There is no way back. Deleting an experiment deletes its checkpoints. What other experiments
     need of its files stays, and the rest is removed from the disk: at once, or by `replicate gc` an
     hour later if a run is being recorded meanwhile. In a bucket what is younger than a day waits.
+    Bytes are the lengths of files; on the disk each takes whole blocks, and a little more.
 
     \b
     Examples:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from replicate.backends.base import Stat
+from replicate.backends.local import LocalBackend
 from replicate.backends.reserve import reserve_released
 from replicate.errors import DamagedError, KeyNotFoundError
 from replicate.maintenance.compaction import tidy
@@ -46,7 +47,8 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What came free, or would have: blobs, trees and packs, and their bytes.
+    """What came free, or would have: blobs, trees and packs, files that were only half written
+    when their process ended, and the bytes of all.
 
     `later_bytes` belong to objects that nothing refers to either, but that are younger than
     `grace` seconds. `experiments` counts deleted ones whose last files went, `backups` checkouts
@@ -125,6 +127,9 @@ def collect(
     found = each(repository, partial(_remains, repository, metadata), marked.deleted)
     remains = [key for keys in found for key in keys]
     gone = set(old)
+    half, half_bytes = 0, 0
+    if isinstance(backend, LocalBackend) and among is None and recording is None:
+        half, half_bytes = backend.remove_temporary(limit, dry_run=dry_run)
     if not dry_run:
         with reserve_released(backend):
             gone = backend.delete(old, unless_modified_since=limit)
@@ -134,8 +139,8 @@ def collect(
         if backend.remote and among is None:
             tidy(repository, start)
     return Collected(
-        objects=len(gone),
-        bytes=sum(old[key] for key in gone),
+        objects=len(gone) + half,
+        bytes=sum(old[key] for key in gone) + half_bytes,
         later_objects=len(young),
         later_bytes=sum(young.values()),
         experiments=len({key.split("/")[1] for key in remains}),
