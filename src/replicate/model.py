@@ -231,7 +231,8 @@ class ExperimentRecord:
         beat = self.heartbeat
         if beat is None:
             begun = abs(datetime.now(UTC) - self.created) <= FIRST_BEAT
-            alive = begun and not self.checkpoints
+            # Of a deleted one there may be nothing left but the event that says so.
+            alive = begun and not self.checkpoints and not self.deleted
         else:
             alive = beat.age <= MISSED_BEATS * beat.interval
         return Status.RUNNING if alive else Status.LOST
