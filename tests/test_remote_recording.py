@@ -7,13 +7,14 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import ProjectDirectory, linux
 from gate import Gate
-from replicate.model import ExperimentRecord
+from replicate.model import FIRST_BEAT, ExperimentRecord, Status
 from replicate.spool import known_repositories
 from servers import Server
 
@@ -194,7 +195,9 @@ def test_a_run_that_only_sync_has_saved_was_never_seen_alive(
     project.wait_for_helpers()
     gate.open()
     project.cli("sync")
-    assert saved(project).status == "lost"
+    (record,) = project.records()
+    assert record.heartbeat is None
+    assert replace(record, created=record.created - 2 * FIRST_BEAT).status is Status.LOST
 
 
 def test_runs_for_one_url_on_two_servers_are_kept_apart(
