@@ -20,12 +20,12 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from timing import MIB, await_helpers, compile_package, cp, ready_memory, table, timed
+from timing import MIB, await_helpers, compile_package, cp, table, timed
 
 import replicate
 
@@ -110,6 +110,8 @@ def with_cp(
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for _ in range(rounds):
         with project(directory, compression) as (root, experiment):
+            found["blocked, no lease"].append(blocked_by_copying(root, experiment, write, size))
+        with project(directory, compression) as (root, experiment):
             for what, pair in save_and_check_out(root, experiment, write, size).items():
                 found[what].append(pair)
     back = "2.0" if compression == "zstd" else "1.3"
@@ -126,30 +128,37 @@ def with_cp(
         )
 
 
+def blocked_by_copying(
+    root: Path, experiment: replicate.Experiment, write: Write, size: int
+) -> tuple[float, float]:
+    """Seconds of `cp`, and of checkpoint() for a file that somebody has open for writing, so that
+    the kernel refuses a lease."""
+    model = root / "model"
+    write(model, size)
+    os.sync()
+    copying = cp(model)
+    with model.open("r+b"):
+        return copying, timed(lambda: experiment.checkpoint(model))
+
+
 def save_and_check_out(
     root: Path, experiment: replicate.Experiment, write: Write, size: int
 ) -> dict[str, tuple[float, float]]:
     """Seconds of `cp` and of ours for each thing that a person waits for."""
     times = {}
     model, back = root / "model", root / "back"
-    for what, held in {"blocked, no lease": True, "blocked, lease": False}.items():
-        write(model, size)
-        os.sync()
-        copying, durably = cp(model), cp(model, durable=True)
-        with ExitStack() as stack:
-            if held:  # somebody has it open for writing: the kernel refuses a lease
-                stack.enter_context(model.open("r+b"))
-            ready_memory(4 * size)
-            start = time.perf_counter()
-            experiment.checkpoint(model)
-            times[what] = copying, time.perf_counter() - start
-        experiment.wait()
+    write(model, size)
+    os.sync()
+    copying, durably = cp(model), cp(model, durable=True)
+    start = time.perf_counter()
+    experiment.checkpoint(model)
+    times["blocked, lease"] = copying, time.perf_counter() - start
+    experiment.wait()
     times["durable"] = durably, time.perf_counter() - start
     checkpoint = experiment.latest()
     assert checkpoint is not None
     os.sync()
     copying = cp(model)
-    ready_memory(4 * size)
     times["checkout"] = copying, timed(lambda: checkpoint.checkout(back))
     assert (back / "model").stat().st_size == model.stat().st_size
     return times

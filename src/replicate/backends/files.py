@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -216,26 +217,32 @@ def regular_file(path: Path) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) else None
 
 
-def several(work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS) -> list[R]:
+def several(
+    work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS, ahead: int = 0
+) -> list[R]:
     """`work` of each item, in their order, a few at a time. The first failure is raised."""
-    return list(each(work, items, threads))
+    return list(each(work, items, threads, ahead))
 
 
 def each(
-    work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS
+    work: Callable[[T], R], items: Iterable[T], threads: int = SYNC_THREADS, ahead: int = 0
 ) -> Generator[R, None, None]:
-    """As `several`, while it goes on. After a failure nothing more is begun."""
-    items = list(items)
-    if len(items) < 2:
-        yield from map(work, items)
+    """As `several`, while it goes on. After a failure nothing more is begun. So many items as
+    `ahead` says, or some for each thread, are taken before the result of the first is waited for:
+    what is only begun takes memory."""
+    items = iter(items)
+    first = list(islice(items, 2))
+    if len(first) < 2:
+        yield from map(work, first)
         return
+    items = chain(first, items)
     try:
         # It costs 8 ms, which a training script that only spools need not pay.
         from concurrent.futures import ThreadPoolExecutor
     except RuntimeError:  # the interpreter is shutting down, as below
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(min(threads, len(items)))
+    pool = ThreadPoolExecutor(threads)  # it starts no more than there are items
     begun: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -244,7 +251,7 @@ def each(
             except RuntimeError:  # the interpreter is shutting down, and starts no thread any more
                 yield from (begun.popleft().result() for _ in range(len(begun)))
                 yield work(item)
-            if len(begun) > _AHEAD * threads:  # what is only begun takes memory
+            if len(begun) > (ahead or _AHEAD * threads):
                 yield begun.popleft().result()
         yield from (begun.popleft().result() for _ in range(len(begun)))
     finally:

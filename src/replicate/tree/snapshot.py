@@ -14,6 +14,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from replicate import chunking, ignore
+from replicate.backends.files import several
 from replicate.blobs import Batch
 from replicate.errors import NotFoundError, UsageError
 from replicate.readers import MemoryReader, Reader
@@ -29,6 +30,8 @@ from replicate.tree.manifest import (
 )
 
 _EMPTY = memoryview(b"")
+#: So many chunks are cut before the first of them is hashed: a few, as each takes memory.
+_CUT_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +196,14 @@ def _entry(batch: Batch, source: Source, owner: Hashable) -> Entry:
         return replace(source.saved, path=source.path, mode=source.mode)
     reader = source.reader or MemoryReader(source.view)
     whole = blake3(max_threads=blake3.AUTO)
-    chunks: list[tuple[str, int]] = []
-    for chunk in chunking.cut(reader):
-        chunks.append((batch.add_blob(chunk, owner), len(chunk)))
+
+    def add(chunk: memoryview) -> tuple[str, int]:
         if len(chunk) < reader.size:
             whole.update(chunk)
+        return batch.add_blob(chunk, owner), len(chunk)
+
+    # Each is hashed while the next ones are read and cut.
+    chunks = several(add, chunking.cut(reader), threads=1, ahead=_CUT_AHEAD)
     reader.check()
     if len(chunks) <= 1:
         hash = chunks[0][0] if chunks else batch.add_blob(b"", owner)
