@@ -341,7 +341,7 @@ def test_importing_leaves_no_file_behind(project: ProjectDirectory, keepsake: Pa
     assert content_of(keepsake) == before
     shutil.rmtree(project.repository / "experiments")
     left = {file.split("/")[0] for file in content_of(project.repository)}
-    assert left <= {"repository.json", "trees", "blobs"}
+    assert left <= {"repository.json", "trees", "blobs", ".reserve"}
 
 
 @pytest.mark.parametrize("source", ["nowhere", ".", "ftp://host/root"])

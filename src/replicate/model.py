@@ -231,8 +231,9 @@ class ExperimentRecord:
         beat = self.heartbeat
         if beat is None:
             begun = abs(datetime.now(UTC) - self.created) <= FIRST_BEAT
-            # Of a deleted one there may be nothing left but the event that says so.
-            alive = begun and not self.checkpoints and not self.deleted
+            # Of a deleted one there may be nothing left but the event that says so, and one that
+            # was imported is over, whatever became of it.
+            alive = begun and not (self.checkpoints or self.deleted or self.imported)
         else:
             alive = beat.age <= MISSED_BEATS * beat.interval
         return Status.RUNNING if alive else Status.LOST
