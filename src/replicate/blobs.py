@@ -113,6 +113,8 @@ class Batch:
         self._items: _Items = {}
         self._writing: deque[Background[None]] = deque()
         self._group, self._ahead = _REMOTE_AHEAD if backend.remote else _LOCAL_AHEAD
+        if compress:  # that takes as much memory again
+            self._ahead = 1
         self._staging = Staging(backend) if isinstance(backend, LocalBackend) else None
         #: What was written, or is being written while more is added: whose it is, without a suffix.
         self._behind: dict[str, Hashable] = {}
