@@ -59,7 +59,7 @@ def test_a_run_makes_the_repository_that_the_format_describes(project: ProjectDi
 
 
 def test_blobs_and_trees_are_named_by_the_hash_of_their_bytes(project: ProjectDirectory) -> None:
-    project.write("large.bin", os.urandom(700_000))
+    project.write("large.bin", os.urandom(5_000_000))  # more than the longest chunk
     project.run("import replicate; replicate.init().checkpoint('train.py')")
     project.wait_for_helpers()
     blobs = [p for p in project.repository.glob("blobs/*/*") if p.is_file()]
